@@ -92,44 +92,71 @@ var ErrMalformed = errors.New("malformed identifier")
 // Crockford's alphabet in lower case, as the TypeID specification (v0.3) fixes it.
 const alphabet = "0123456789abcdefghjkmnpqrstvwxyz"
 
-// New makes a fresh UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then random bits.
-func New[N Noun]() (i ID[N]) {
+// New makes a fresh UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then random bits. Call it as id.New[id.Job]().
+func New[T ~[16]byte]() T {
+	var i [16]byte
 	_, _ = rand.Read(i[:]) // never fails since Go 1.24
 	var ms [8]byte
 	binary.BigEndian.PutUint64(ms[:], uint64(time.Now().UnixMilli())) // #nosec G115 -- the clock is after 1970
 	copy(i[:6], ms[2:])
 	i[6] = i[6]&0x0f | 0x70
 	i[8] = i[8]&0x3f | 0x80
-	return i
+	return T(i)
 }
 
-// Parse reads a TypeID of the noun N. It accepts the canonical lower-case form only, so that one thing has one name.
-func Parse[N Noun](s string) (ID[N], error) {
-	var i, zero ID[N]
+// Parse reads a TypeID: id.Parse[id.Job](s). It accepts the canonical lower-case form only, so that one thing has one name.
+func Parse[T any, P interface {
+	*T
+	parse(s string) error
+}](s string) (T, error) {
+	var t T
+	err := P(&t).parse(s)
+	return t, err
+}
+
+// ParseSuffix reads the 26 digits behind the prefix.
+func ParseSuffix[T any, P interface {
+	*T
+	parseSuffix(s string) error
+}](s string) (T, error) {
+	var t T
+	err := P(&t).parseSuffix(s)
+	return t, err
+}
+
+func (i *ID[N]) parse(s string) error {
 	var n N
 	tail, ok := strings.CutPrefix(s, n.prefix()+"_")
-	if !ok || len(tail) != 26 || tail[0] > '7' {
-		return zero, ErrMalformed
+	if !ok {
+		return ErrMalformed
 	}
+	return i.parseSuffix(tail)
+}
+
+func (i *ID[N]) parseSuffix(tail string) error {
+	if len(tail) != 26 || tail[0] > '7' {
+		return ErrMalformed
+	}
+	var out ID[N]
 	var acc uint64
 	bits, at := 0, 0
 	for k := range len(tail) {
 		v := strings.IndexByte(alphabet, tail[k])
 		if v < 0 {
-			return zero, ErrMalformed
-		}
-		if k == 0 { // 26 digits hold 130 bits: the first digit carries three
-			acc, bits = uint64(v), 3 // #nosec G115 -- v is a digit
-			continue
+			return ErrMalformed
 		}
 		acc, bits = acc<<5|uint64(v), bits+5 // #nosec G115 -- v is a digit
+		if k == 0 {                          // 26 digits hold 130 bits: the first carries three
+			bits = 3
+		}
 		for bits >= 8 {
 			bits -= 8
-			i[at] = byte(acc >> bits) // #nosec G115 -- the low octet is what is wanted
+			out[at] = byte(acc >> bits) // #nosec G115 -- the low octet is what is wanted
 			at++
 		}
 	}
-	return i, nil
+	*i = out
+	return nil
 }
 
 // IsZero reports whether the identifier is "none".
@@ -187,13 +214,12 @@ func (i *ID[N]) UnmarshalJSON(b []byte) error {
 func (i ID[N]) MarshalText() ([]byte, error) { return []byte(i.String()), nil }
 
 // UnmarshalText reads a TypeID; "" is none.
-func (i *ID[N]) UnmarshalText(b []byte) (err error) {
+func (i *ID[N]) UnmarshalText(b []byte) error {
 	if len(b) == 0 {
 		*i = ID[N]{}
 		return nil
 	}
-	*i, err = Parse[N](string(b))
-	return err
+	return i.parse(string(b))
 }
 
 // Value is the uuid for SQL, NULL for none.

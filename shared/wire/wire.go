@@ -124,3 +124,10 @@ type Step struct {
 	Milliseconds int64  `json:"ms"`
 	Detail       string `json:"detail,omitempty"`
 }
+
+// Rotated answers POST /api/v1/agents/{id}/credential/rotate. Credential is shown once; the old one stays good until this one
+// is first used, so that a lost answer locks nobody out.
+type Rotated struct {
+	AgentID    id.Agent `json:"agent_id"`
+	Credential string   `json:"credential"`
+}
