@@ -23,6 +23,14 @@ CREATE FUNCTION uuid7() RETURNS uuid LANGUAGE sql VOLATILE PARALLEL SAFE AS $$
 $$;
 -- +goose StatementEnd
 
+-- A TypeID from a uuid: prefix, underscore, 26 digits of Crockford's base32 (TypeID v0.3), as shared/id writes it.
+-- +goose StatementBegin
+CREATE FUNCTION type_id(prefix text, u uuid) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+  SELECT prefix || '_' || string_agg(substr('0123456789abcdefghjkmnpqrstvwxyz', substring(b FROM 1 + 5 * i FOR 5)::bit(5)::int + 1, 1), '' ORDER BY i)
+  FROM (SELECT (B'00' || ('x' || replace(u::text, '-', ''))::bit(128)) AS b) x, generate_series(0, 25) AS i
+$$;
+-- +goose StatementEnd
+
 -- The instance: exists once the first start has committed. canary is a sealed constant that proves the master key.
 CREATE TABLE instance (
   one        boolean PRIMARY KEY DEFAULT true CHECK (one),
@@ -319,7 +327,7 @@ CREATE TABLE blocked_keys (
 CREATE TABLE jobs (
   id             uuid PRIMARY KEY,
   shard          smallint NOT NULL DEFAULT floor(random() * 16)::smallint CHECK (shard BETWEEN 0 AND 15),
-  type           text NOT NULL CHECK (type IN ('Issuance','Renewal','Deployment','Revocation','BulkRevocation','CRL','Responder','ARI','Notification','Discovery','IssuerTest','TargetTest','Export')),
+  type           text NOT NULL CHECK (type IN ('Issuance','Renewal','Deployment','Revocation','BulkRevocation','CRL','Responder','ARI','Notification','Discovery','IssuerTest','TargetTest','Export','CARenewal')),
   runner         text NOT NULL CHECK (runner IN ('worker','agent')),
   agent_id       uuid REFERENCES agents,
   status         text NOT NULL CHECK (status IN ('Pending','AwaitingApproval','AwaitingCSR','Running','Completed','Failed','Cancelled')),

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/big"
+	"net/http"
 	"time"
 
 	"certctl/shared/target"
@@ -110,7 +111,7 @@ func (a *Agent) Close() { a.store.close() }
 // Run starts and works until ctx ends. A deployment whose files have begun to change is finished or rolled back first; one
 // that has not is left for the next start. It returns an error only for what waiting cannot mend: a refused token.
 func (a *Agent) Run(ctx context.Context) error {
-	if err := a.start(ctx); err != nil {
+	if err := a.start(ctx, true); err != nil {
 		return ignoreStop(ctx, err)
 	}
 	failures := 0
@@ -133,9 +134,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 }
 
-// Once starts and asks for work a single time. Any error is returned.
+// Once starts and asks for work a single time. Any error is returned, also one that waiting may mend.
 func (a *Agent) Once(ctx context.Context) error {
-	if err := a.start(ctx); err != nil {
+	if err := a.start(ctx, false); err != nil {
 		return err
 	}
 	_, err := a.tick(ctx)
@@ -159,8 +160,8 @@ func (a *Agent) leave(ctx context.Context) error {
 	return nil
 }
 
-// start undoes half swaps before anything else, then enrolls if there is no credential.
-func (a *Agent) start(ctx context.Context) error {
+// start undoes half swaps before anything else, then enrolls if there is no credential; patient: until it works.
+func (a *Agent) start(ctx context.Context, patient bool) error {
 	done, err := a.engine.Recover(ctx)
 	for _, r := range done {
 		a.log.Warn("an interrupted deployment was undone", "target", r.Target, "files_put_back", r.Restored, "warning", r.Warning)
@@ -168,20 +169,20 @@ func (a *Agent) start(ctx context.Context) error {
 	if err != nil { // the journal stays; deployments to that target try again and report
 		a.log.Error("an interrupted deployment could not be undone", "error", err)
 	}
-	return a.enroll(ctx)
+	return a.enroll(ctx, patient)
 }
 
 // tick sends owed reports, goes on with work of an earlier run, asks for work and does it. It answers when to come again.
 func (a *Agent) tick(ctx context.Context) (time.Duration, error) {
-	if err := a.sendReports(ctx); err != nil {
-		return 0, err
-	}
-	if err := a.resume(ctx); err != nil {
-		return 0, err
+	// Nothing may be owed when work is asked for: a job that is not reported yet would be handed out again.
+	for _, settle := range []func(context.Context) error{a.sendReports, a.resume, a.sendReports} {
+		if err := settle(ctx); err != nil {
+			return 0, err
+		}
 	}
 	var work wire.Work
-	if err := a.client.agentCall(ctx, "GET", "/work", nil, &work); err != nil {
-		return 0, fmt.Errorf("asking for work: %w", err)
+	if err := a.client.agentCall(ctx, http.MethodGet, "/work", nil, &work); err != nil {
+		return 0, fmt.Errorf("asking for work: %w", refused(err))
 	}
 	a.do(ctx, work.Jobs)
 	next := time.Duration(work.NextPollSeconds) * time.Second
@@ -189,6 +190,14 @@ func (a *Agent) tick(ctx context.Context) (time.Duration, error) {
 		next = pollDefault
 	}
 	return max(next, pollLeast), a.sendReports(ctx)
+}
+
+// refused adds the way out to an answer that does not take the credential.
+func refused(err error) error {
+	if hasStatus(err, http.StatusUnauthorized, http.StatusForbidden) {
+		return fmt.Errorf("the credential is not accepted (was the agent retired? then enroll anew with an empty agent folder): %w", err)
+	}
+	return err
 }
 
 // do does jobs in order, requests first, since the server waits for them. What fails is logged and comes again by itself.

@@ -120,7 +120,7 @@ var errUndeployable = errors.New("this version cannot be deployed by this agent"
 // bundle fetches the version of a job and finds its key. What arrives is held against what was promised.
 func (a *Agent) bundle(ctx context.Context, j wire.Job) (*target.Bundle, error) {
 	a.point(PointFetch, target.Before)
-	var v wire.Version
+	var v wire.Pickup
 	query := url.Values{"version_id": {j.Target.VersionID.String()}}
 	if err := a.client.agentCall(ctx, http.MethodGet, "/certificates/"+j.CertificateID.String()+"?"+query.Encode(), nil, &v); err != nil {
 		return nil, fmt.Errorf("fetching the certificate: %w", err)

@@ -25,7 +25,7 @@ var ErrNoToken = errors.New("this agent is not enrolled: give CERTCTL_ENROLL_TOK
 
 // enroll reads the stored credential or gets one. The encryption key is stored before it is sent: the same key again is the
 // same agent, so a lost answer is asked for again with the same token.
-func (a *Agent) enroll(ctx context.Context) error {
+func (a *Agent) enroll(ctx context.Context, patient bool) error {
 	var who identity
 	found, err := a.store.getJSON(&who, agentFile)
 	if err != nil {
@@ -43,7 +43,7 @@ func (a *Agent) enroll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	answer, err := a.requestEnrollment(ctx, request)
+	answer, err := a.requestEnrollment(ctx, request, patient)
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func (a *Agent) enrollment() (wire.Enroll, error) {
 	return wire.Enroll{Token: a.cfg.Token, Name: name, Hostname: host, OS: runtime.GOOS, Arch: runtime.GOARCH, Version: a.cfg.Version, PublicKey: &text}, nil
 }
 
-func (a *Agent) requestEnrollment(ctx context.Context, request wire.Enroll) (wire.Enrolled, error) {
+func (a *Agent) requestEnrollment(ctx context.Context, request wire.Enroll, patient bool) (wire.Enrolled, error) {
 	for failures := 1; ; failures++ {
 		var answer wire.Enrolled
 		err := a.client.call(ctx, http.MethodPost, "/api/v1/agents/enroll", request, &answer)
@@ -96,7 +96,7 @@ func (a *Agent) requestEnrollment(ctx context.Context, request wire.Enroll) (wir
 			return answer, nil
 		case hasStatus(err, http.StatusUnauthorized):
 			return answer, ErrToken
-		case permanent(err), errors.Is(err, errPlain), hasStatus(err, http.StatusForbidden):
+		case !patient, permanent(err), errors.Is(err, errPlain), hasStatus(err, http.StatusForbidden):
 			return answer, fmt.Errorf("enrolling: %w", err)
 		}
 		wait := backOff(failures, retryAfter(err))
@@ -128,7 +128,7 @@ func (s *store) encryptionKey() (jose.JSONWebKey, error) {
 // Rotate gets a new credential and stores it. The old one is used to ask; if the answer is lost it must still be good, which
 // is the server's promise until the new one is first used.
 func (a *Agent) Rotate(ctx context.Context) error {
-	if err := a.enroll(ctx); err != nil {
+	if err := a.enroll(ctx, false); err != nil {
 		return err
 	}
 	var answer wire.Rotated

@@ -27,8 +27,9 @@ const (
 
 // store is the agent's folder. Every file is written beside its name, synced, and renamed.
 type store struct {
-	dir  string
-	lock *os.File
+	dir      string
+	lock     *os.File
+	readOnly bool // the doctor's
 }
 
 // identity is agent.json.
@@ -80,6 +81,7 @@ func privateFolder(dir string) error {
 
 func (s *store) close() {
 	if s.lock != nil {
+		_ = syscall.Flock(int(s.lock.Fd()), syscall.LOCK_UN) // #nosec G115 -- a descriptor; a child being forked may share it for a moment
 		_ = s.lock.Close()
 	}
 }

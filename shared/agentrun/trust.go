@@ -133,7 +133,7 @@ func (t *trust) verify(state tls.ConnectionState) error {
 		between.AddCert(c)
 	}
 	_, err := presented[0].Verify(x509.VerifyOptions{DNSName: t.host, Roots: roots, Intermediates: between, CurrentTime: plausible(presented[0], time.Now())})
-	if err != nil || pinned == nil {
+	if err != nil || pinned == nil || t.store.readOnly {
 		return err
 	}
 	if err := t.store.put(pki.EncodeBundle(pinned), rootFile); err != nil {

@@ -96,3 +96,12 @@ func RequestIDOf(ctx context.Context) string {
 	s, _ := ctx.Value(requestKey{}).(string)
 	return s
 }
+
+// Permissions are the names of what the role may do.
+func (r Role) Permissions() []string {
+	out := make([]string, len(granted[r]))
+	for i, p := range granted[r] {
+		out[i] = string(p)
+	}
+	return out
+}

@@ -10,19 +10,17 @@ import (
 
 	"certctl/shared/boot/config"
 	"certctl/shared/db"
+	"certctl/shared/secret"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Secret is a configured value that prints as ***.
-type Secret = config.Secret
-
 // Common is what every server program reads. Programs embed it in their own configuration struct.
 type Common struct {
 	// DatabaseURL is the Postgres to use. default_query_exec_mode may be set in it for a pooler.
-	DatabaseURL Secret `env:"CERTCTL_DATABASE_URL" secret:"true" set:"postgres://user:password@host:5432/database"`
+	DatabaseURL secret.Text `env:"CERTCTL_DATABASE_URL" secret:"true" set:"postgres://user:password@host:5432/database"`
 	// MasterKey seals every secret in the database where no KMS does.
-	MasterKey Secret `env:"CERTCTL_MASTER_KEY" secret:"true" set:"32 random bytes in base64: openssl rand -base64 32"`
+	MasterKey secret.Text `env:"CERTCTL_MASTER_KEY" secret:"true" set:"32 random bytes in base64: openssl rand -base64 32"`
 	// PublicURL is the base of API links, without a trailing slash.
 	PublicURL string `env:"CERTCTL_PUBLIC_URL" set:"the API's address as clients see it, such as https://certctl.corp.internal"`
 	// PKIURL is the base of AIA, CDP and OCSP addresses in certificates: PublicURL unless set.
@@ -33,7 +31,7 @@ type Common struct {
 	// pgx's default elsewhere.
 	PoolSize int32 `env:"CERTCTL_POOL_SIZE" set:"0 to 1000 connections of this process"`
 	// TickToken is the bearer token of whoever triggers ticks over HTTP.
-	TickToken Secret `env:"CERTCTL_TICK_TOKEN" secret:"true" set:"a random token: openssl rand -hex 32"`
+	TickToken secret.Text `env:"CERTCTL_TICK_TOKEN" secret:"true" set:"a random token: openssl rand -hex 32"`
 	// Once makes a tick program run once and exit, as --once does.
 	Once bool `env:"CERTCTL_ONCE"`
 	// LogLevel is the least level that is written.
@@ -61,7 +59,7 @@ func (c *Common) Complete() []config.Problem {
 	if c.PKIURL == "" {
 		c.PKIURL = c.PublicURL
 	}
-	if key, err := base64.StdEncoding.DecodeString(c.MasterKey.Reveal()); c.MasterKey.Set() && (err != nil || len(key) != 32) {
+	if key, err := base64.StdEncoding.DecodeString(c.MasterKey.Reveal()); !c.MasterKey.IsZero() && (err != nil || len(key) != 32) {
 		wrong("CERTCTL_MASTER_KEY", "is not 32 bytes in base64: make one with openssl rand -base64 32, or restore the one that sealed this database")
 	}
 	for i, p := range c.AllowPrivate {
@@ -74,7 +72,7 @@ func (c *Common) Complete() []config.Problem {
 	if c.PoolSize < 0 || c.PoolSize > 1000 {
 		wrong("CERTCTL_POOL_SIZE", "is out of range: set 0 to 1000")
 	}
-	if c.TickToken.Set() && len(c.TickToken.Reveal()) < 16 {
+	if !c.TickToken.IsZero() && len(c.TickToken.Reveal()) < 16 {
 		wrong("CERTCTL_TICK_TOKEN", "is shorter than 16 characters: make one with openssl rand -hex 32")
 	}
 	if !slices.Contains([]string{"auto", "text", "json"}, c.LogFormat) {

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"log/slog"
+	"math/big"
 	"net/http"
 	"net/url"
 	"strings"
@@ -15,7 +16,7 @@ import (
 	"time"
 
 	"certctl/shared/auth"
-	"certctl/shared/boot/config"
+	"certctl/shared/secret"
 )
 
 func TestARecordCarriesTheRequestItBelongsTo(t *testing.T) {
@@ -55,14 +56,14 @@ func TestNoSecretReachesTheLog(t *testing.T) {
 	const leak = "hunter2"
 	u, _ := url.Parse("postgres://u:" + leak + "@h/d")
 	attrs := []any{
-		"key", key, "cfg", Common{MasterKey: config.NewSecret(leak)}, "one", config.NewSecret(leak), "url", u, "Authorization", leak, "token", leak,
+		"key", key, "cfg", Common{MasterKey: secret.NewText(leak)}, "one", secret.NewText(leak), "url", u, "Authorization", leak, "token", leak,
 		"header", http.Header{"Authorization": {"Bearer " + leak}, "Cookie": {leak}, "Accept": {"x"}},
 		slog.Group("g", "password", leak),
 	}
 	for _, text := range []bool{true, false} {
 		var b bytes.Buffer
 		newLogger(&b, slog.LevelInfo, text).Info("all", attrs...)
-		if strings.Contains(b.String(), leak) || bytes.Contains(b.Bytes(), d) {
+		if strings.Contains(b.String(), leak) || strings.Contains(b.String(), new(big.Int).SetBytes(d).String()) {
 			t.Errorf("a secret shows: %s", &b)
 		}
 		if !strings.Contains(b.String(), "Accept") {
@@ -109,5 +110,35 @@ func TestCommonIsChecked(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), name) || strings.Contains(err.Error(), value) {
 			t.Errorf("%s: %v", kv, err)
 		}
+	}
+}
+
+func TestAPoolIsSmallOnLambdaAndOpensNoConnection(t *testing.T) {
+	c, err := Load[Common]([]string{"CERTCTL_DATABASE_URL=postgres://u@127.0.0.1:1/d"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := func() int32 {
+		t.Helper()
+		p, err := c.Pool(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		if n := p.Stat().TotalConns(); n != 0 {
+			t.Errorf("%d connections", n)
+		}
+		return p.Config().MaxConns
+	}
+	if n := size(); n < 3 {
+		t.Errorf("%d connections at most", n)
+	}
+	t.Setenv("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:1")
+	if n := size(); n != 2 {
+		t.Errorf("%d connections at most on Lambda", n)
+	}
+	c.PoolSize = 5
+	if n := size(); n != 5 {
+		t.Errorf("%d connections at most, 5 configured", n)
 	}
 }

@@ -21,6 +21,7 @@ func Loop(ctx context.Context, fn TickFunc, every time.Duration, ring <-chan str
 		}
 		failures = 0
 		if !sleep(ctx, jitter(every), ring) {
+			ring = nil
 		}
 	}
 }

@@ -3,6 +3,7 @@ package boot
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,31 +13,32 @@ func TestTheLoopRunsAtOnceThenOnScheduleAndWhenRung(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		bell, runs := NewBell(), 0
-		go Loop(ctx, func(context.Context) (any, error) { runs++; return nil, nil }, time.Minute, bell, discard())
+		bell := NewBell()
+		var runs atomic.Int32
+		go Loop(ctx, func(context.Context) (any, error) { runs.Add(1); return nil, nil }, time.Minute, bell, discard())
 		synctest.Wait()
-		if runs != 1 {
-			t.Fatalf("%d runs at the start", runs)
+		if runs.Load() != 1 {
+			t.Fatalf("%d runs at the start", runs.Load())
 		}
 		time.Sleep(50 * time.Second)
 		synctest.Wait()
-		if runs != 1 {
-			t.Errorf("%d runs before the interval", runs)
+		if runs.Load() != 1 {
+			t.Errorf("%d runs before the interval", runs.Load())
 		}
 		time.Sleep(17 * time.Second)
 		synctest.Wait()
-		if runs != 2 {
-			t.Errorf("%d runs after the interval", runs)
+		if runs.Load() != 2 {
+			t.Errorf("%d runs after the interval", runs.Load())
 		}
 		bell.Ring(ctx)
 		synctest.Wait()
-		if runs != 3 {
-			t.Errorf("%d runs after a ring", runs)
+		if runs.Load() != 3 {
+			t.Errorf("%d runs after a ring", runs.Load())
 		}
 		cancel()
 		time.Sleep(time.Hour)
-		if runs != 3 {
-			t.Errorf("%d runs after the end", runs)
+		if runs.Load() != 3 {
+			t.Errorf("%d runs after the end", runs.Load())
 		}
 	})
 }
@@ -46,9 +48,10 @@ func TestRingsDuringARunAreOneRunAfterIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		bell, runs, active := NewBell(), 0, 0
+		bell, active := NewBell(), 0 // active is touched by the loop alone
+		var runs atomic.Int32
 		go Loop(ctx, func(context.Context) (any, error) {
-			runs++
+			runs.Add(1)
 			if active++; active > 1 {
 				t.Error("two runs at once")
 			}
@@ -61,8 +64,8 @@ func TestRingsDuringARunAreOneRunAfterIt(t *testing.T) {
 			bell.Ring(ctx)
 		}
 		time.Sleep(10 * time.Second)
-		if runs != 2 {
-			t.Errorf("%d runs for fifty rings during the first", runs)
+		if runs.Load() != 2 {
+			t.Errorf("%d runs for fifty rings during the first", runs.Load())
 		}
 	})
 }
@@ -72,13 +75,15 @@ func TestErrorsAndPanicsSlowTheLoopAndNeverStopIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		bell, runs, ok := NewBell(), 0, false
+		bell := NewBell()
+		var runs atomic.Int32
+		var ok atomic.Bool
 		go Loop(ctx, func(context.Context) (any, error) {
-			runs++
+			n := runs.Add(1)
 			switch {
-			case ok:
+			case ok.Load():
 				return nil, nil
-			case runs%2 == 0:
+			case n%2 == 0:
 				panic("boom")
 			default:
 				return nil, errors.New("no database")
@@ -88,14 +93,14 @@ func TestErrorsAndPanicsSlowTheLoopAndNeverStopIt(t *testing.T) {
 			bell.Ring(ctx)
 			time.Sleep(time.Second)
 		}
-		if runs < 10 || runs > 20 {
-			t.Errorf("%d runs in ten minutes of failure", runs)
+		if runs.Load() < 10 || runs.Load() > 20 {
+			t.Errorf("%d runs in ten minutes of failure", runs.Load())
 		}
-		ok = true
+		ok.Store(true)
 		time.Sleep(2 * time.Minute)
-		before := runs
+		before := runs.Load()
 		time.Sleep(time.Minute)
-		if n := runs - before; n < 10 || n > 14 {
+		if n := runs.Load() - before; n < 10 || n > 14 {
 			t.Errorf("%d runs in a minute after recovery", n)
 		}
 	})
@@ -106,12 +111,13 @@ func TestAClosedRingLeavesTheSchedule(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		ring, runs := make(chan struct{}), 0
+		ring := make(chan struct{})
+		var runs atomic.Int32
 		close(ring)
-		go Loop(ctx, func(context.Context) (any, error) { runs++; return nil, nil }, time.Minute, ring, discard())
+		go Loop(ctx, func(context.Context) (any, error) { runs.Add(1); return nil, nil }, time.Minute, ring, discard())
 		time.Sleep(time.Hour)
-		if runs < 50 || runs > 70 {
-			t.Errorf("%d runs in an hour", runs)
+		if runs.Load() < 50 || runs.Load() > 70 {
+			t.Errorf("%d runs in an hour", runs.Load())
 		}
 	})
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"certctl/shared/auth"
+	"certctl/shared/secret"
 )
 
 // TickFunc does a bounded piece of work and reports on it (claimed, done, left) in a value that marshals to JSON. It
@@ -26,7 +27,7 @@ type TickFunc func(ctx context.Context) (report any, err error)
 type TickOptions struct {
 	Kind    string        // the event kind that this function answers to: "sweep", "work"
 	Log     *slog.Logger  // slog.Default() if nil
-	Token   Secret        // bearer token of HTTP triggers (CERTCTL_TICK_TOKEN); required behind $PORT
+	Token   secret.Text   // bearer token of HTTP triggers (CERTCTL_TICK_TOKEN); required behind $PORT
 	Once    bool          // run once and return, as the argument --once does
 	Reserve time.Duration // taken from the invocation's deadline, to give back what was not started; 2 s if 0
 	Timeout time.Duration // deadline outside of Lambda; 5 min if 0
@@ -46,7 +47,7 @@ func Tick(ctx context.Context, fn TickFunc, o TickOptions) error {
 		return nil
 	case o.Once || slices.Contains(os.Args[1:], "--once"):
 		return once(ctx, fn, o)
-	case !o.Token.Set():
+	case o.Token.IsZero():
 		return errors.New("CERTCTL_TICK_TOKEN is not set: set it, or CERTCTL_TICK_TOKEN_FILE, to a random token (openssl rand -hex 32), or run with --once")
 	}
 	stopping, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)

@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"certctl/shared/auth"
-	"certctl/shared/boot/config"
 	"certctl/shared/fault"
+	"certctl/shared/secret"
 )
 
 const tickToken = "3f6c1f2b7a9d4e58a1b2c3d4e5f60718"
@@ -25,7 +25,7 @@ func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 func tickServer(t *testing.T, fn TickFunc, checks ...Check) *httptest.Server {
 	t.Helper()
-	srv := httptest.NewServer(TickHandler(t.Context(), fn, TickOptions{Kind: "sweep", Log: discard(), Token: config.NewSecret(tickToken), Checks: checks}))
+	srv := httptest.NewServer(TickHandler(t.Context(), fn, TickOptions{Kind: "sweep", Log: discard(), Token: secret.NewText(tickToken), Checks: checks}))
 	t.Cleanup(srv.Close)
 	return srv
 }
@@ -170,7 +170,7 @@ func TestARunEndsWhenTheProgramIsToldToStop(t *testing.T) {
 		close(entered)
 		<-ctx.Done()
 		return nil, nil
-	}, TickOptions{Kind: "sweep", Log: discard(), Token: config.NewSecret(tickToken)})
+	}, TickOptions{Kind: "sweep", Log: discard(), Token: secret.NewText(tickToken)})
 	go func() { <-entered; stop() }()
 	w, r := httptest.NewRecorder(), httptest.NewRequest("POST", "/", nil)
 	r.Header.Set("Authorization", "Bearer "+tickToken)

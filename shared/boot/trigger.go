@@ -94,7 +94,7 @@ func (t *trigger) run(w http.ResponseWriter, r *http.Request) {
 func (t *trigger) authentic(r *http.Request) bool {
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	got := sha256.Sum256([]byte(token))
-	return subtle.ConstantTimeCompare(got[:], t.token[:]) == 1 && strings.EqualFold(scheme, "Bearer") && t.o.Token.Set()
+	return subtle.ConstantTimeCompare(got[:], t.token[:]) == 1 && strings.EqualFold(scheme, "Bearer") && !t.o.Token.IsZero()
 }
 
 // eventOK checks a CloudEvent's required attributes (CloudEvents 1.0, section 3.1); of a bare POST, that a JSON body is

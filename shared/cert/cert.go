@@ -270,3 +270,16 @@ func CountByStatus(ctx context.Context, q db.Querier) (map[Status]int64, error) 
 	}
 	return out, err
 }
+
+// SetTag narrows the filter to certificates with a tag, given as name:value; "" does not narrow.
+func (f *Filter) SetTag(s string) error {
+	if s == "" {
+		return nil
+	}
+	name, value, ok := strings.Cut(s, ":")
+	if !ok || name == "" {
+		return fault.BadField("tag", "must be name:value")
+	}
+	f.Tags = map[string]string{name: value}
+	return nil
+}

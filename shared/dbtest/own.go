@@ -152,7 +152,7 @@ func removeOld(base string) {
 	found, _ := filepath.Glob(filepath.Join(base, "*-*"))
 	for _, dir := range found {
 		st, err := os.Stat(dir)
-		if err == nil && time.Since(st.ModTime()) > 6*time.Hour {
+		if err == nil && time.Since(st.ModTime()) > time.Hour {
 			_ = os.RemoveAll(dir)
 		}
 	}

@@ -15,8 +15,7 @@ import (
 	"certctl/shared/fault"
 )
 
-// readQuery refuses what a query string can hold and no operation takes, and leaves it in one canonical form, so that
-// validation and reading see the same names and values.
+// readQuery refuses what a query string can hold and no operation takes. Unknown names are huma's to refuse.
 func (c *call) readQuery() error {
 	if c.r.URL.RawQuery == "" {
 		return nil
@@ -39,9 +38,6 @@ func (c *call) readQuery() error {
 	if fields != nil {
 		return fault.BadFields(sorted(fields)...)
 	}
-	u := *c.r.URL
-	u.RawQuery = q.Encode()
-	c.r.URL = &u
 	return nil
 }
 

@@ -69,7 +69,7 @@ func AddGeneration(ctx context.Context, q db.Querier, n NewGeneration) (Generati
 		s AS (INSERT INTO crl_state (generation_id, shard) SELECT id, generate_series(0, crl_shards - 1) FROM g)
 		SELECT * FROM g`,
 		pgx.NamedArgs{"id": n.ID, "issuer": n.IssuerID, "cert": n.Cert.Raw, "parents": parents, "key": n.SealedKey, "uri": n.KeyURI,
-			"ns1": h.NameSHA1, "ks1": h.KeySHA1, "ns256": h.NameSHA256, "ks256": h.KeySHA256, "not_before": n.Cert.NotBefore, "not_after": n.Cert.NotAfter})
+			"ns1": h.NameSHA1[:], "ks1": h.KeySHA1[:], "ns256": h.NameSHA256[:], "ks256": h.KeySHA256[:], "not_before": n.Cert.NotBefore, "not_after": n.Cert.NotAfter})
 }
 
 // LatestGeneration answers the generation that signs.

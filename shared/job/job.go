@@ -36,10 +36,11 @@ const (
 	IssuerTest     Type = "IssuerTest"
 	TargetTest     Type = "TargetTest"
 	Export         Type = "Export"
+	CARenewal      Type = "CARenewal"
 )
 
 // Types are all job types.
-var Types = []Type{Issuance, Renewal, Deployment, Revocation, BulkRevocation, CRL, Responder, IssuerTest, TargetTest, Export}
+var Types = []Type{Issuance, Renewal, Deployment, Revocation, BulkRevocation, CRL, Responder, IssuerTest, TargetTest, Export, CARenewal}
 
 // State is where a job stands.
 type State string

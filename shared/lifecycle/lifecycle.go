@@ -54,14 +54,14 @@ type House struct {
 	Box     *secret.Box
 	URLs    URLs
 	Drivers map[string]Driver
-	Targets map[string]target.Driver
-	Probe   target.Prober
+	Targets *target.Engine     // deploys to targets without an agent; nil: this program cannot
+	Dial    target.DialContext // for probes (verify.from: worker)
 	Log     *slog.Logger
 
 	signers sync.Map // id.Generation → crypto.Signer: generations are immutable, opening a key once is enough
 }
 
-// seal and open bind a secret to its row.
+// sealKey seals a private key bound to its row.
 func (h *House) sealKey(ctx context.Context, p secret.Purpose, table, column, row string, key crypto.Signer) ([]byte, error) {
 	der, err := pki.MarshalKey(key)
 	if err != nil {

@@ -112,10 +112,11 @@ func (h *home) initdb(ctx context.Context, o Options) error {
 	if err := h.writePassword(); err != nil {
 		return fmt.Errorf("writing the database password: %w", err)
 	}
-	fresh := h.data() + ".new"
-	if err := os.RemoveAll(fresh); err != nil {
-		return fmt.Errorf("clearing an unfinished database: %w", err)
+	unfinished, _ := filepath.Glob(h.data() + ".new-*")
+	for _, dir := range unfinished {
+		_ = os.RemoveAll(dir) // its initdb, if its owner was killed just now, removes it too
 	}
+	fresh := h.data() + ".new-" + rand.Text()[:8]
 	var said bytes.Buffer
 	log := io.Writer(&said)
 	if o.Log != nil {
@@ -168,7 +169,7 @@ func (h *home) awaitPredecessor(ctx context.Context) error {
 	}
 	deadline := time.Now().Add(15 * time.Second)
 	for {
-		pid := 0
+		pid := serverIn(h.data())
 		if pid == 0 {
 			return ignoreMissing(os.Remove(h.pidFile()))
 		}

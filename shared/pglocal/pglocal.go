@@ -103,7 +103,7 @@ func serverArgs(h *home, volatile bool) []string {
 		"-c", "listen_addresses=", "-c", "unix_socket_permissions=0700", "-c", "shared_buffers=64MB"}
 	if volatile {
 		args = append(args, "-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off",
-			"-c", "min_wal_size=2MB")
+			"-c", "min_wal_size=2MB", "-c", "dynamic_shared_memory_type=mmap") // in the folder, which goes as a whole
 	}
 	return args
 }

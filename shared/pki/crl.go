@@ -33,10 +33,10 @@ type IDP struct {
 
 // CRLParams is everything in a CRL but its entries.
 type CRLParams struct {
-	Issuer     []byte   // the CA's RawSubject
-	AKI        []byte   // the CA's SubjectKeyId
-	Number     *big.Int // positive, at most 20 octets, larger than that of every earlier CRL of the scope
-	ThisUpdate time.Time
+	Issuer     []byte    // the CA's RawSubject
+	AKI        []byte    // the CA's SubjectKeyId
+	Number     *big.Int  // positive, at most 20 octets, larger than that of every earlier CRL of the scope
+	ThisUpdate time.Time // not before any revocation in the list
 	NextUpdate time.Time
 	IDP        *IDP // nil: the complete CRL of the CA
 }
@@ -216,10 +216,10 @@ func (l *crlList) write(w io.Writer, s *signing, sig, digest []byte) error {
 // derHeader is tag and length of a DER element.
 func derHeader(tag cbasn1.Tag, size int64) []byte {
 	if size < 128 {
-		return []byte{byte(tag), byte(size)}
+		return []byte{byte(tag), byte(size)} // #nosec G115 -- below 128
 	}
 	n := big.NewInt(size).Bytes()
-	return append([]byte{byte(tag), 0x80 | byte(len(n))}, n...)
+	return append([]byte{byte(tag), 0x80 | byte(len(n))}, n...) // #nosec G115 -- at most 8 octets
 }
 
 // encode makes everything before and after the entries. Without entries there is no revokedCertificates field at all

@@ -135,7 +135,8 @@ func TestJudgesAcceptTheCRLAndFindTheRevokedCertificate(t *testing.T) {
 		ca := newTestCA(t, a)
 		revoked, _ := ca.leaf(t, mustNames(t, "a.example.com"), nil)
 		good, _ := ca.leaf(t, mustNames(t, "b.example.com"), nil)
-		der := mustCRL(t, ca, ca.crlParams(), mustEntry(t, revoked.SerialNumber, time.Now(), KeyCompromise), mustEntry(t, NewSerial(), time.Now(), Superseded))
+		past := time.Now().Add(-time.Hour)
+		der := mustCRL(t, ca, ca.crlParams(), mustEntry(t, revoked.SerialNumber, past, KeyCompromise), mustEntry(t, NewSerial(), past, Superseded))
 		caPEM, crlPEM := certFile(t, ca.cert), crlFile(t, der)
 		verify := func(c *x509.Certificate) (string, bool) {
 			return judge(t, "openssl", "verify", "-crl_check", "-CRLfile", crlPEM, "-CAfile", caPEM, certFile(t, c))

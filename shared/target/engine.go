@@ -52,7 +52,8 @@ const (
 // rollbackTime bounds what is done after a failure or a cancelled context once files have changed.
 const rollbackTime = 3 * time.Minute
 
-// Engine deploys. One engine owns its folder; deployments of different engines must not share it.
+// Engine deploys. One engine owns its folder. Deploy may run concurrently for different targets; for one target, one at a time
+// (the server grants one Running deployment per target).
 type Engine struct {
 	Dir      string // absolute; journals and previous versions (private keys among them) with mode 0700
 	Drivers  Registry

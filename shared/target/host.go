@@ -54,7 +54,7 @@ func (h *Host) Resolve(field, path string) (string, error) {
 	if err := CleanPath(field, path); err != nil {
 		return "", err
 	}
-	if !h.within(path, false) {
+	if !h.within(path, false) && !h.within(path, true) { // before looking: what lies outside is not told
 		return "", h.outside(field)
 	}
 	real, err := resolve(path)
@@ -91,31 +91,38 @@ func (h *Host) within(path string, resolved bool) bool {
 
 // resolve answers the real path of a file that may not exist yet, in a folder that must.
 func resolve(path string) (string, error) {
-	info, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		dir, err := filepath.EvalSymlinks(filepath.Dir(path))
-		if err != nil {
-			return "", err
-		}
-		if info, err = os.Stat(dir); err == nil && !info.IsDir() {
-			err = errNotFolder
-		}
-		return filepath.Join(dir, filepath.Base(path)), err
-	}
-	if err != nil {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return resolveNew(path)
+	} else if err != nil {
 		return "", err
 	}
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return "", errDangling
 	}
-	if info, err = os.Stat(real); err != nil {
+	info, err := os.Stat(real)
+	if err != nil {
 		return "", err
 	}
 	if !info.Mode().IsRegular() {
 		return "", errNotFile
 	}
 	return real, nil
+}
+
+func resolveNew(path string) (string, error) {
+	dir, err := filepath.EvalSymlinks(filepath.Dir(path))
+	if err != nil {
+		return "", err
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return "", err
+	}
+	if !info.IsDir() {
+		return "", errNotFolder
+	}
+	return filepath.Join(dir, filepath.Base(path)), nil
 }
 
 var (

@@ -74,7 +74,7 @@ func TestProbe(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c.want.Patience = 200 * time.Millisecond
+			c.want.Patience = 2 * time.Second
 			address := listen(t, &tls.Config{Certificates: []tls.Certificate{c.served}})
 			got, err := target.Probe(t.Context(), new(net.Dialer).DialContext, address, c.want)
 			if c.err == "" && (err != nil || got.Fingerprint != target.Fingerprint(c.want.Chain[0])) {

@@ -82,8 +82,8 @@ type CSRAccepted struct {
 	Status string `json:"status"`
 }
 
-// Version answers GET /api/v1/agents/{id}/certificates/{certificate_id}?version_id=.
-type Version struct {
+// Pickup answers GET /api/v1/agents/{id}/certificates/{certificate_id}?version_id=.
+type Pickup struct {
 	VersionID         id.Version `json:"version_id"`
 	Serial            string     `json:"serial"`
 	FingerprintSHA256 string     `json:"fingerprint_sha256"`

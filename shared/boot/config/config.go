@@ -13,9 +13,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"reflect"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -194,17 +194,16 @@ func options(values map[string]string) env.Options {
 	}
 }
 
-var durationForm = regexp.MustCompile(`^[0-9]{1,9}[smhd]$`)
-
 // parseDuration reads certctl's durations: digits and one of s, m, h, d (24 h).
 func parseDuration(s string) (any, error) {
-	if !durationForm.MatchString(s) {
-		return nil, errors.New("malformed duration")
+	malformed := errors.New("malformed duration")
+	if len(s) < 2 || len(s) > 10 || strings.Trim(s[:len(s)-1], "0123456789") != "" {
+		return nil, malformed
 	}
-	n, err := strconv.ParseInt(s[:len(s)-1], 10, 64)
 	unit := map[byte]time.Duration{'s': time.Second, 'm': time.Minute, 'h': time.Hour, 'd': 24 * time.Hour}[s[len(s)-1]]
-	if err != nil || time.Duration(n) > (1<<63-1)/unit {
-		return nil, errors.New("malformed duration")
+	n, err := strconv.ParseInt(s[:len(s)-1], 10, 64)
+	if err != nil || unit == 0 || time.Duration(n) > math.MaxInt64/unit {
+		return nil, malformed
 	}
 	return time.Duration(n) * unit, nil
 }

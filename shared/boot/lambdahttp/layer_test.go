@@ -200,7 +200,8 @@ func TestAForeignEventIsAnErrorAndNeverAnAnswer(t *testing.T) {
 			t.Errorf("%s: answered %d, error %v", name, res.StatusCode, err)
 		}
 	}
-	for _, raw := range []string{`null`, `[]`, `"x"`, `{"version":"2.0"}`, `{"version":2}`} {
+	for _, raw := range []string{`null`, `[]`, `"x"`, `{"version":"2.0"}`, `{"version":2}`,
+		`{"version":"1.0","rawPath":"/x","requestContext":{"http":{"method":"GET"}}}`} {
 		if res, err := h(t.Context(), json.RawMessage(raw)); !errors.Is(err, ErrShape) {
 			t.Errorf("%s: answered %d, error %v", raw, res.StatusCode, err)
 		}

@@ -113,8 +113,13 @@ var (
 	}
 )
 
-// unmeetable are lints that a private CA cannot pass, each with its reason.
-var unmeetable = map[string]string{}
+// unmeetable are lints of the forum that a private CA cannot pass, each with its reason.
+var unmeetable = map[string]string{
+	"e_sub_cert_certificate_policies_missing": "a private CA has no policy of the forum that it could state",
+	"e_sub_cert_cert_policy_empty":            "as above",
+	"e_dnsname_not_valid_tld":                 "a private CA names hosts below private top-level domains",
+	"e_ext_san_contains_reserved_ip":          "a private CA names hosts in private networks",
+}
 
 var (
 	rfcLints = sync.OnceValues(func() (lint.Registry, error) { return lintRegistry(rfcSources) })

@@ -15,6 +15,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"certctl/shared/fault"
@@ -27,6 +28,8 @@ type Generation struct {
 	Cert   *x509.Certificate
 	Chain  []*x509.Certificate // for a sub-CA its parents, nearest first, without the root; empty for a root
 	Signer crypto.Signer
+
+	root bool // set by New: the certificate is self-signed, which takes a signature check to know
 }
 
 // URLs go into certificates; an empty one is left out. Relying parties fetch them over plain HTTP.
@@ -52,8 +55,9 @@ const (
 
 // CA is the driver. It is safe for concurrent use.
 type CA struct {
-	cfg Config
-	gen Generation
+	cfg   Config
+	gen   Generation
+	older []Generation
 }
 
 var (
@@ -64,10 +68,12 @@ var (
 // New makes the driver. A generation whose key does not belong to its certificate, or that may not sign certificates and
 // CRLs, is an error.
 func New(cfg Config) (*CA, error) {
-	for _, g := range append([]Generation{cfg.Generation}, cfg.Older...) {
+	ca := &CA{gen: cfg.Generation, older: slices.Clone(cfg.Older)}
+	for _, g := range ca.generations() {
 		if err := g.check(); err != nil {
 			return nil, err
 		}
+		g.root = pki.SelfSigned(g.Cert)
 	}
 	if cfg.DefaultTTL == 0 {
 		cfg.DefaultTTL = defaultTTL
@@ -75,7 +81,17 @@ func New(cfg Config) (*CA, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &CA{cfg: cfg, gen: cfg.Generation}, nil
+	ca.cfg = cfg
+	return ca, nil
+}
+
+// generations are all that have a key here, the newest first.
+func (c *CA) generations() []*Generation {
+	all := []*Generation{&c.gen}
+	for i := range c.older {
+		all = append(all, &c.older[i])
+	}
+	return all
 }
 
 // checkpoint is what is saved before signing. Serial is for people; TBS alone is signed.
@@ -92,12 +108,14 @@ func (c *CA) Submit(ctx context.Context, r issuer.Request) (issuer.Result, error
 		return nil, err
 	}
 	s := step{pub: csr.PublicKey, saved: r.Checkpoint, save: r.Save}
-	leaf, gen, err := c.issue(ctx, s, func() ([]byte, error) { return c.draftLeaf(csr.PublicKey, r) })
+	s.draft = func() ([]byte, error) { return c.draftLeaf(csr.PublicKey, r) }
+	s.fits = func(draft *x509.Certificate) bool {
+		got, err := pki.CertificateNames(draft)
+		return err == nil && got.Equal(r.Names)
+	}
+	leaf, gen, err := c.issue(ctx, s)
 	if err != nil {
 		return nil, err
-	}
-	if got, err := pki.CertificateNames(leaf); err != nil || !got.Equal(r.Names) {
-		return nil, errForeignCheckpoint
 	}
 	return issuer.Issued{Chain: gen.chain(leaf)}, nil
 }
@@ -116,23 +134,28 @@ func (c *CA) Test(ctx context.Context) error {
 	return nil
 }
 
-// step is one recorded issuance: the key, what the last Save kept, and Save.
+// step is one recorded issuance.
 type step struct {
 	pub   crypto.PublicKey
-	saved []byte
+	saved []byte // what the last Save kept
 	save  func(context.Context, []byte) error
+	draft func() ([]byte, error)             // makes the TBS where nothing is saved
+	fits  func(draft *x509.Certificate) bool // whether a TBS is what the request asks for
 }
 
 var errForeignCheckpoint = errors.New("localca: the saved checkpoint belongs to another request")
 
 // issue drafts, saves and signs; or, with a saved TBS, only signs. The certificate is checked against the CA's key before it
 // is given out: a wrong signature from a key service would otherwise be found by relying parties.
-func (c *CA) issue(ctx context.Context, s step, draft func() ([]byte, error)) (*x509.Certificate, *Generation, error) {
-	tbs, err := c.recordedTBS(ctx, s, draft)
+func (c *CA) issue(ctx context.Context, s step) (*x509.Certificate, *Generation, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, fmt.Errorf("localca: before drafting: %w", err)
+	}
+	tbs, err := s.recordedTBS(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	gen, err := c.generationOf(tbs, s.pub)
+	gen, err := c.generationOf(tbs, s)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -154,7 +177,7 @@ func (c *CA) issue(ctx context.Context, s step, draft func() ([]byte, error)) (*
 }
 
 // recordedTBS gives the bytes to be signed, which are saved when it returns.
-func (c *CA) recordedTBS(ctx context.Context, s step, draft func() ([]byte, error)) ([]byte, error) {
+func (s step) recordedTBS(ctx context.Context) ([]byte, error) {
 	if len(s.saved) > 0 {
 		var cp checkpoint
 		if err := json.Unmarshal(s.saved, &cp); err != nil || len(cp.TBS) == 0 {
@@ -165,10 +188,7 @@ func (c *CA) recordedTBS(ctx context.Context, s step, draft func() ([]byte, erro
 	if s.save == nil {
 		return nil, errors.New("localca: the request has no Save: nothing may be signed that is not recorded first")
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("localca: before drafting: %w", err)
-	}
-	tbs, err := draft()
+	tbs, err := s.draft()
 	if err != nil {
 		return nil, err
 	}
@@ -186,21 +206,18 @@ func (c *CA) recordedTBS(ctx context.Context, s step, draft func() ([]byte, erro
 	return tbs, nil
 }
 
-// generationOf finds the generation that a TBS names as its issuer, and makes sure that it is for this key and no CA.
-func (c *CA) generationOf(tbs []byte, pub crypto.PublicKey) (*Generation, error) {
+// generationOf finds the generation that a TBS names as its issuer, and makes sure that the TBS is what was asked for.
+func (c *CA) generationOf(tbs []byte, s step) (*Generation, error) {
 	draft, err := pki.ParseTBS(tbs)
 	if err != nil {
 		return nil, fmt.Errorf("localca: the saved checkpoint cannot be used: %w", err)
 	}
-	if draft.IsCA || !pki.SameKey(draft.PublicKey, pub) {
+	if draft.IsCA || !pki.SameKey(draft.PublicKey, s.pub) || !s.fits(draft) {
 		return nil, errForeignCheckpoint
 	}
-	if c.gen.issued(draft) {
-		return &c.gen, nil
-	}
-	for i := range c.cfg.Older {
-		if c.cfg.Older[i].issued(draft) {
-			return &c.cfg.Older[i], nil
+	for _, g := range c.generations() {
+		if g.issued(draft) {
+			return g, nil
 		}
 	}
 	return nil, fault.New(fault.Conflict, "The certificate was prepared under a generation of the CA whose key is not here. Request it again.")
@@ -212,7 +229,7 @@ func (g *Generation) issued(c *x509.Certificate) bool {
 
 // chain is what the holder of a leaf serves: the root is left out.
 func (g *Generation) chain(leaf *x509.Certificate) []*x509.Certificate {
-	if pki.SelfSigned(g.Cert) {
+	if g.root {
 		return []*x509.Certificate{leaf}
 	}
 	return append([]*x509.Certificate{leaf, g.Cert}, g.Chain...)

@@ -113,15 +113,10 @@ type ResponderRequest struct {
 // by the CA's key, OCSPSigning only, id-pkix-ocsp-nocheck, without revocation URLs (RFC 6960 4.2.2.2). It is drafted, saved
 // and signed as a leaf is, so that a repeated job gives the same certificate.
 func (c *CA) ResponderCertificate(ctx context.Context, r ResponderRequest) (*x509.Certificate, error) {
-	s := step{pub: r.PublicKey, saved: r.Checkpoint, save: r.Save}
-	cert, _, err := c.issue(ctx, s, func() ([]byte, error) { return c.draftResponder(r) })
-	if err != nil {
-		return nil, err
-	}
-	if !pki.HasOCSPNoCheck(cert) {
-		return nil, errForeignCheckpoint
-	}
-	return cert, nil
+	s := step{pub: r.PublicKey, saved: r.Checkpoint, save: r.Save, fits: pki.HasOCSPNoCheck}
+	s.draft = func() ([]byte, error) { return c.draftResponder(r) }
+	cert, _, err := c.issue(ctx, s)
+	return cert, err
 }
 
 func (c *CA) draftResponder(r ResponderRequest) ([]byte, error) {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -66,7 +65,7 @@ func serve(t *testing.T, dir string) targettest.Server {
 	server := &http.Server{Handler: http.NotFoundHandler(), ErrorLog: log.New(io.Discard, "", 0)} // #nosec G112 -- a test's server
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(func() { _ = server.Close() })
-	return targettest.Server{Address: listener.Addr().(net.Addr).String(), Reload: reload}
+	return targettest.Server{Address: listener.Addr().String(), Reload: reload}
 }
 
 func TestLayouts(t *testing.T) {

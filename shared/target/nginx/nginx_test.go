@@ -55,7 +55,7 @@ func TestNginxOwnTestRefusesAndItsWordsAreKept(t *testing.T) {
 	dir, agent := t.TempDir(), t.TempDir()
 	ca := targettest.NewCA(t)
 	old := ca.Issue(t, "a.example.com")
-	e := &target.Engine{Dir: agent, Drivers: target.Registry{"nginx": nginx.Open}, Patience: 2 * time.Second}
+	e := &target.Engine{Dir: agent, Drivers: target.Registry{"nginx": nginx.Open}, Patience: 20 * time.Second}
 	deploy := func(validate, reload string, b *target.Bundle) (wire.Receipt, error) {
 		text, err := json.Marshal(subject.Config(dir, false, validate, reload))
 		if err != nil {
@@ -114,7 +114,8 @@ func serve(t *testing.T, dir string) targettest.Server {
 	for range 5 { // another process may take the free port first
 		address := freeAddress(t)
 		writeConf(t, conf, dir, address)
-		cmd := exec.CommandContext(t.Context(), binary, "-e", errors, "-p", dir, "-c", conf) // #nosec G204 -- the test's own
+		// Not bound to the test's context: that would kill the master before the clean-up and orphan its workers.
+		cmd := exec.Command(binary, "-e", errors, "-p", dir, "-c", conf) // #nosec G204 -- the test's own
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -128,7 +129,7 @@ func serve(t *testing.T, dir string) targettest.Server {
 				Reload:   run + " -s reload",
 			}
 		}
-		_ = cmd.Process.Kill()
+		_ = cmd.Process.Signal(syscall.SIGTERM)
 		<-done
 	}
 	log, _ := os.ReadFile(errors) // #nosec G304 -- the test's own

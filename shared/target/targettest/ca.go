@@ -103,3 +103,23 @@ func sign(t testing.TB, c, parent *x509.Certificate, key, signer crypto.Signer) 
 	}
 	return cert
 }
+
+// Certify signs a leaf for somebody else's key with the intermediate.
+func (ca *CA) Certify(t testing.TB, public crypto.PublicKey, names ...string) []*x509.Certificate {
+	t.Helper()
+	c := leafTemplate(time.Now().Add(-time.Minute), names)
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.SerialNumber = serial
+	der, err := x509.CreateCertificate(rand.Reader, c, ca.Intermediate, public, ca.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []*x509.Certificate{leaf, ca.Intermediate}
+}

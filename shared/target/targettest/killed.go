@@ -145,5 +145,5 @@ func (b *bench) consistent(bundle *target.Bundle, before, after map[string]strin
 }
 
 func probe(ctx context.Context, address string, bundle *target.Bundle) (target.Served, error) {
-	return target.Probe(ctx, new(net.Dialer).DialContext, address, target.Want{Chain: bundle.Chain[:1], Patience: 5 * time.Second})
+	return target.Probe(ctx, new(net.Dialer).DialContext, address, target.Want{Chain: bundle.Chain[:1], Patience: 20 * time.Second})
 }

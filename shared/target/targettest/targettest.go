@@ -89,7 +89,7 @@ func (s Subject) bench(t *testing.T) *bench {
 }
 
 func engine(s Subject, dir string) *target.Engine {
-	return &target.Engine{Dir: dir, Drivers: target.Registry{s.Kind: s.Driver}, Patience: 2 * time.Second}
+	return &target.Engine{Dir: dir, Drivers: target.Registry{s.Kind: s.Driver}, Patience: 20 * time.Second}
 }
 
 func (b *bench) configure(chain bool, validate, reload string) {
@@ -391,7 +391,7 @@ func (s Subject) servedWrong(t *testing.T) {
 	old := b.ca.Issue(t, "a.example.com")
 	server := b.serving(false, old)
 	before := b.files()
-	b.engine.Patience = 300 * time.Millisecond
+	b.engine.Patience = 2 * time.Second
 	b.configure(false, "true", "true") // a reload that answers success and does nothing
 	receipt, err := b.engine.Deploy(t.Context(), b.target, b.ca.Issue(t, "a.example.com"))
 	if err == nil || !strings.Contains(err.Error(), "another certificate") {
