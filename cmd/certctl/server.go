@@ -122,20 +122,9 @@ func (s *server) urls() lifecycle.URLs {
 	return lifecycle.URLs{Public: s.PublicURL, PKI: s.PKIURL}
 }
 
-func (s *server) policy() (dial.Policy, error) {
-	allowed := map[dial.Purpose]bool{}
-	for _, p := range s.AllowPrivate {
-		allowed[dial.Purpose(p)] = true
-	}
-	return dial.Policy{AllowPrivate: allowed}, nil
-}
-
 // house is everything that jobs need.
 func (s *server) house(dataDir string) (*lifecycle.House, error) {
-	p, err := s.policy()
-	if err != nil {
-		return nil, err
-	}
+	p := dial.Policy{AllowPrivate: s.PrivatePurposes()}
 	h := &lifecycle.House{Pool: s.pool, Box: s.box, URLs: s.urls(), Dial: target.DialContext(p.Dialer(dial.Verify)), Log: s.log}
 	if dataDir != "" {
 		dir := filepath.Join(dataDir, "targets")

@@ -170,3 +170,10 @@ func (e *edge) work(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	_ = json.NewEncoder(w).Encode(out)
 }
+
+// Authenticate accepts agents' credentials only.
+func Authenticate(pool db.Querier) func(context.Context, *http.Request) (auth.Actor, error) {
+	return func(ctx context.Context, r *http.Request) (auth.Actor, error) {
+		return agent.Authenticate(ctx, pool, r)
+	}
+}

@@ -40,7 +40,7 @@ func accountFor(home string) (account, error) {
 			return account{&syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, u.Username}, nil
 		}
 	}
-	return account{}, errors.New("Postgres refuses to run as root, and there is no account postgres or nobody to run it as: run certctl as another user")
+	return account{}, errors.New("running as root, which Postgres refuses, and there is no account postgres or nobody to run it as: run certctl as another user")
 }
 
 // makeRoot makes the data folder, which stays ours. As root the server's account must be able to pass through it.

@@ -37,7 +37,7 @@ func Into(dir, mirror string) pglocal.Fetcher {
 		if _, err := os.Stat(bin); err == nil {
 			return bin, nil
 		}
-		if err := os.MkdirAll(dir, 0o755); err != nil { // #nosec G301 -- public binaries that another account runs
+		if err := makePublic(dir); err != nil {
 			return "", fmt.Errorf("fetching postgres %s: %w", version, err)
 		}
 		done := make(chan error, 1)
@@ -49,6 +49,14 @@ func Into(dir, mirror string) pglocal.Fetcher {
 			return "", fmt.Errorf("fetching postgres %s: %w", version, ctx.Err())
 		}
 	}
+}
+
+// makePublic makes the folder enterable whatever the umask is: as root, another account runs what is in it.
+func makePublic(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil { // #nosec G301 -- public binaries
+		return err
+	}
+	return os.Chmod(dir, 0o755) // #nosec G302 -- public binaries
 }
 
 // fetch unpacks beside root and renames when whole. The impossible locale makes the library's initdb fail at once, so
@@ -88,7 +96,12 @@ func whole(tree string) bool {
 
 // openToAll lets the account that runs the server read and enter the tree, whatever the umask was.
 func openToAll(tree string) error {
-	return filepath.WalkDir(tree, func(path string, d fs.DirEntry, err error) error {
+	root, err := os.OpenRoot(tree)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close() }()
+	return fs.WalkDir(root.FS(), ".", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.Type()&fs.ModeSymlink != 0 {
 			return err
 		}
@@ -100,6 +113,6 @@ func openToAll(tree string) error {
 		if d.IsDir() || mode&0o100 != 0 {
 			mode |= 0o111
 		}
-		return os.Chmod(path, mode)
+		return root.Chmod(path, mode)
 	})
 }
