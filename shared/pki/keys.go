@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"math/big"
 	"slices"
+	"sync"
 
 	"certctl/shared/fault"
 )
@@ -105,7 +106,7 @@ func goodRSA(k *rsa.PublicKey) error {
 	if k.E < 65537 || k.E%2 == 0 || int64(k.E) > 1<<32 {
 		return errors.New("the RSA exponent must be odd and between 65537 and 2^32")
 	}
-	if new(big.Int).GCD(nil, nil, k.N, primorial).Cmp(big.NewInt(1)) != 0 {
+	if new(big.Int).GCD(nil, nil, k.N, primorial()).Cmp(big.NewInt(1)) != 0 {
 		return errors.New("the RSA modulus has a small factor")
 	}
 	if roca(k.N) {
@@ -118,7 +119,7 @@ func goodRSA(k *rsa.PublicKey) error {
 }
 
 // primorial is the product of the primes up to 751, the bound of the CA/Browser Forum's requirements (6.1.6).
-var primorial = func() *big.Int {
+var primorial = sync.OnceValue(func() *big.Int {
 	p := big.NewInt(1)
 	for n := int64(2); n <= 751; n++ {
 		if big.NewInt(n).ProbablyPrime(0) {
@@ -126,7 +127,7 @@ var primorial = func() *big.Int {
 		}
 	}
 	return p
-}()
+})
 
 // roca tests the fingerprint of Nemec et al., "The Return of Coppersmith's Attack": such moduli are powers of 65537 modulo
 // each of these primes, which happens to a random modulus with a probability below 2^-27.

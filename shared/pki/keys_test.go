@@ -170,7 +170,7 @@ func rocaModulus() *big.Int {
 	n := new(big.Int).Exp(big.NewInt(65537), big.NewInt(12345), m)
 	lift := new(big.Int).SetBit(new(big.Int), 2047, 1)
 	n.Add(n, lift.Sub(lift, new(big.Int).Mod(lift, m))).Add(n, m)
-	for n.Bit(0) == 0 || new(big.Int).GCD(nil, nil, n, primorial).Cmp(big.NewInt(1)) != 0 {
+	for n.Bit(0) == 0 || new(big.Int).GCD(nil, nil, n, primorial()).Cmp(big.NewInt(1)) != 0 {
 		n.Add(n, m)
 	}
 	return n

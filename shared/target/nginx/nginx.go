@@ -15,7 +15,7 @@ import (
 
 // Config is a target's config.
 type Config struct {
-	CertPath        string `json:"cert_path"`        // leaf and intermediates; the leaf alone if ChainPath is set
+	CertPath        string `json:"cert_path"`        // leaf and intermediates
 	KeyPath         string `json:"key_path"`         // PKCS#8 PEM
 	ChainPath       string `json:"chain_path"`       // optional: the intermediates, e.g. for ssl_trusted_certificate
 	ValidateCommand string `json:"validate_command"` // optional, e.g. "nginx -t"
@@ -55,13 +55,13 @@ func (c Config) layout(b *target.Bundle) ([]target.File, error) {
 		return nil, err
 	}
 	var files []target.File
-	cert := b.FullChainPEM()
+	// nginx serves what stands in ssl_certificate and has no directive for a chain apart, so the chain is always there;
+	// chain_path gets the intermediates once more, for ssl_trusted_certificate.
 	if c.ChainPath != "" {
-		cert = b.LeafPEM()
 		files = append(files, target.File{Role: target.RoleChain, Field: "chain_path", Path: c.ChainPath, Content: b.IntermediatesPEM()})
 	}
 	return append(files,
-		target.File{Role: target.RoleCert, Field: "cert_path", Path: c.CertPath, Content: cert},
+		target.File{Role: target.RoleCert, Field: "cert_path", Path: c.CertPath, Content: b.FullChainPEM()},
 		target.File{Role: target.RoleKey, Field: "key_path", Path: c.KeyPath, Content: key},
 	), nil
 }
