@@ -77,6 +77,7 @@ func Mount(rt *endpoint.Router, c Config) {
 	a.keys()
 	a.certificates()
 	a.revocations()
+	a.exports()
 	a.jobs()
 	a.issuers()
 	a.profiles()

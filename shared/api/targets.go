@@ -27,6 +27,13 @@ type Verify struct {
 	From       string `json:"from,omitempty" enum:"agent,worker" doc:"who probes; default agent"`
 }
 
+// TargetVerify is how a target proves that a certificate is served.
+type TargetVerify struct {
+	Address    string  `json:"address"`
+	ServerName *string `json:"server_name"`
+	From       string  `json:"from" enum:"agent,worker"`
+}
+
 // Target is a target as people read it.
 type Target struct {
 	ID         id.Target       `json:"id"`
@@ -34,7 +41,7 @@ type Target struct {
 	Type       string          `json:"type"`
 	AgentID    id.Agent        `json:"agent_id"`
 	Config     json.RawMessage `json:"config"`
-	Verify     *Verify         `json:"verify"`
+	Verify     *TargetVerify   `json:"verify"`
 	LastTest   json.RawMessage `json:"last_test"`
 	CreatedAt  time.Time       `json:"created_at"`
 	UpdatedAt  time.Time       `json:"updated_at"`
@@ -44,7 +51,13 @@ type Target struct {
 func targetView(t deployment.Target) Target {
 	out := Target{ID: t.ID, Name: t.Name, Type: t.Type, AgentID: t.AgentID, Config: orNull(t.Config), LastTest: orNull(t.LastTest), CreatedAt: t.CreatedAt, UpdatedAt: t.UpdatedAt, ArchivedAt: t.ArchivedAt}
 	if t.Verify != nil {
-		out.Verify = &Verify{t.Verify.Address, t.Verify.ServerName, t.Verify.From}
+		out.Verify = &TargetVerify{Address: t.Verify.Address, From: "agent"}
+		if t.Verify.ServerName != "" {
+			out.Verify.ServerName = &t.Verify.ServerName
+		}
+		if t.Verify.From != "" {
+			out.Verify.From = t.Verify.From
+		}
 	}
 	return out
 }

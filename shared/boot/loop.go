@@ -9,12 +9,13 @@ import (
 
 // Loop runs fn at once, then every so often (by up to a tenth more or less) and when ring delivers, until ctx ends. Runs
 // never overlap; rings that come during a run are one run after it. Errors and panics are logged and followed by a pause
-// that grows from one second to a minute (or every, if that is longer) and that no ring shortens.
+// that grows from one second to a minute (or every, if that is longer) and that no ring shortens. Runs that went well are
+// logged at debug level: what they did is logged where it was done.
 func Loop(ctx context.Context, fn TickFunc, every time.Duration, ring <-chan struct{}, log *slog.Logger) {
 	failures := 0
 	for ctx.Err() == nil {
 		drained(ring)
-		if _, err := runTick(withRun(ctx), fn, log); err != nil {
+		if _, err := runTick(withRun(ctx), fn, log, slog.LevelDebug); err != nil {
 			failures++
 			sleep(ctx, jitter(backoff(failures, every)), nil)
 			continue

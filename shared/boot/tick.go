@@ -95,7 +95,7 @@ func lambdaTick(fn TickFunc, o TickOptions) invocation {
 		}
 		ctx, cancel := withReserve(withRun(ctx), o.Reserve)
 		defer cancel()
-		report, err := runTick(ctx, fn, o.Log)
+		report, err := runTick(ctx, fn, o.Log, slog.LevelInfo)
 		switch {
 		case err != nil:
 			return nil, err
@@ -108,14 +108,14 @@ func lambdaTick(fn TickFunc, o TickOptions) invocation {
 	}
 }
 
-// runTick runs fn once and logs how it went.
-func runTick(ctx context.Context, fn TickFunc, log *slog.Logger) (any, error) {
+// runTick runs fn once and logs how it went; well is the level of a good run.
+func runTick(ctx context.Context, fn TickFunc, log *slog.Logger, well slog.Level) (any, error) {
 	start := time.Now()
 	report, err := protected(ctx, fn, log)
 	took := slog.Duration("took", time.Since(start))
 	switch {
 	case err == nil:
-		log.InfoContext(ctx, "tick", "report", report, took)
+		log.Log(ctx, well, "tick", "report", report, took)
 	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
 		log.WarnContext(ctx, "tick interrupted", "err", err, "report", report, took)
 	default:

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/json"
+	"log/slog"
 	"mime"
 	"net/http"
 	"strings"
@@ -77,7 +78,7 @@ func (t *trigger) run(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), t.o.Timeout)
 	defer cancel()
 	defer context.AfterFunc(t.stopping, cancel)()
-	report, err := runTick(ctx, t.fn, t.o.Log)
+	report, err := runTick(ctx, t.fn, t.o.Log, slog.LevelInfo)
 	switch {
 	case fault.Is(err, fault.Unavailable):
 		refuse(w, r, fault.As(err))
