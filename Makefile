@@ -27,7 +27,7 @@ functions: ## the five functions for Lambda and containers, dist/*/bootstrap
 
 run: setup ## build, start, and show a certificate issued, deployed and seen served
 	@$(BUILD) -o bin/certctl ./cmd/certctl && $(BUILD) -o bin/certctl-agent ./cmd/certctl-agent
-	@exec .ci/demo
+	@exec infra/demo/run
 
 test: setup lint openapi-lint build test-go ## everything that needs no cloud
 
