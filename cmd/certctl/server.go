@@ -19,6 +19,7 @@ import (
 	"certctl/shared/dial"
 	"certctl/shared/endpoint"
 	"certctl/shared/enrollment"
+	"certctl/shared/issuer/localca/certlint"
 	"certctl/shared/lifecycle"
 	"certctl/shared/migrate"
 	"certctl/shared/responder"
@@ -125,7 +126,7 @@ func (s *server) urls() lifecycle.URLs {
 // house is everything that jobs need.
 func (s *server) house(dataDir string) (*lifecycle.House, error) {
 	p := dial.Policy{AllowPrivate: s.PrivatePurposes()}
-	h := &lifecycle.House{Pool: s.pool, Box: s.box, URLs: s.urls(), Dial: target.DialContext(p.Dialer(dial.Verify)), Log: s.log}
+	h := &lifecycle.House{Pool: s.pool, Box: s.box, URLs: s.urls(), Dial: target.DialContext(p.Dialer(dial.Verify)), Lint: certlint.Check, Log: s.log}
 	if dataDir != "" {
 		dir := filepath.Join(dataDir, "targets")
 		if err := os.MkdirAll(dir, 0o700); err != nil {

@@ -8,6 +8,7 @@ import (
 	"certctl/migrations"
 	"certctl/shared/boot"
 	"certctl/shared/dial"
+	"certctl/shared/issuer/localca/certlint"
 	"certctl/shared/lifecycle"
 	"certctl/shared/secret"
 	"certctl/shared/target"
@@ -36,7 +37,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	allowed := dial.Policy{AllowPrivate: c.PrivatePurposes(), Lambda: boot.OnLambda()}
-	house := &lifecycle.House{Pool: pool, Box: box, URLs: lifecycle.URLs{Public: c.PublicURL, PKI: c.PKIURL}, Dial: target.DialContext(allowed.Dialer(dial.Verify)), Log: log}
+	house := &lifecycle.House{Pool: pool, Box: box, URLs: lifecycle.URLs{Public: c.PublicURL, PKI: c.PKIURL}, Dial: target.DialContext(allowed.Dialer(dial.Verify)), Lint: certlint.Check, Log: log}
 	worker := &lifecycle.Worker{House: house, Concurrency: c.Concurrency}
 	proven := boot.Once(func(ctx context.Context) error { return lifecycle.CheckMasterKey(ctx, pool, box) })
 	tick := func(ctx context.Context) (any, error) {

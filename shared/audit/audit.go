@@ -33,17 +33,36 @@ func Record(ctx context.Context, q db.Querier, e Entry) error {
 
 // RecordAs is Record for another actor than the one on the context, e.g. without the principal of a disabled key.
 func RecordAs(ctx context.Context, q db.Querier, a auth.Actor, e Entry) error {
-	details := []byte("{}")
-	if len(e.Details) > 0 {
-		var err error
-		if details, err = json.Marshal(e.Details); err != nil {
+	return record(ctx, q, a, []Entry{e})
+}
+
+// RecordAll appends events in one statement.
+func RecordAll(ctx context.Context, q db.Querier, entries []Entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	return record(ctx, q, auth.ActorOf(ctx), entries)
+}
+
+func record(ctx context.Context, q db.Querier, a auth.Actor, entries []Entry) error {
+	n := len(entries)
+	actions, types, ids, details := make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+	for i, e := range entries {
+		actions[i], types[i], ids[i], details[i] = e.Action, e.ResourceType, e.ResourceID, "{}"
+		if len(e.Details) == 0 {
+			continue
+		}
+		d, err := json.Marshal(e.Details)
+		if err != nil {
 			return fmt.Errorf("encoding the details of %s: %w", e.Action, err)
 		}
+		details[i] = string(d)
 	}
 	_, err := db.Exec(ctx, q, `INSERT INTO audit_events (principal, role, key_id, action, resource_type, resource_id, details, request_id)
-		VALUES (@principal, @role, @key, @action, @type, nullif(@id, ''), @details, nullif(@request, ''))`,
-		pgx.NamedArgs{"principal": a.Principal, "role": a.Role, "key": a.KeyID, "action": e.Action, "type": e.ResourceType,
-			"id": e.ResourceID, "details": details, "request": auth.RequestIDOf(ctx)})
+		SELECT @principal, @role, @key::uuid, action, type, nullif(id, ''), details::jsonb, nullif(@request, '')
+		FROM unnest(@actions::text[], @types::text[], @ids::text[], @details::text[]) AS e(action, type, id, details)`,
+		pgx.NamedArgs{"principal": a.Principal, "role": a.Role, "key": a.KeyID, "request": auth.RequestIDOf(ctx),
+			"actions": actions, "types": types, "ids": ids, "details": details})
 	return err
 }
 

@@ -128,7 +128,7 @@ func newServer(requests context.Context, h http.Handler, o ServeOptions) *http.S
 		body = bodyTimeout
 	}
 	return &http.Server{
-		Handler:                      h,
+		Handler:                      identified(h),
 		TLSConfig:                    o.TLS,
 		BaseContext:                  func(net.Listener) context.Context { return requests },
 		ErrorLog:                     slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug), // other people's broken handshakes
@@ -139,6 +139,12 @@ func newServer(requests context.Context, h http.Handler, o ServeOptions) *http.S
 		IdleTimeout:                  idleTimeout,
 		MaxHeaderBytes:               maxHeaderBytes,
 	}
+}
+
+// identified gives each request an id, under which its problem document and the log are found together. An edge that takes
+// over a proxy's id puts that in its place.
+func identified(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.ServeHTTP(w, r.WithContext(withRun(r.Context()))) })
 }
 
 // drain stops accepting and waits for open requests; what is still open then loses its context and its connection.

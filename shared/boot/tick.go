@@ -135,7 +135,7 @@ func protected(ctx context.Context, fn TickFunc, log *slog.Logger) (report any, 
 	return fn(ctx)
 }
 
-// withRun gives a run an id of its own where the platform gave none.
+// withRun gives a run or a request an id of its own where the platform gave none.
 func withRun(ctx context.Context) context.Context {
 	if auth.RequestIDOf(ctx) != "" {
 		return ctx

@@ -103,7 +103,7 @@ func refuse(w http.ResponseWriter, r *http.Request, h http.Handler) {
 	problem.Write(w, r, fault.New(fault.BadMethod, "This path answers %s.", allow))
 }
 
-// requestID takes over the id that a proxy gave if it is a plain word, else it makes one.
+// requestID takes over the id that a proxy gave if it is a plain word, else the platform's, else it makes one.
 func requestID(r *http.Request) string {
 	s := r.Header.Get("X-Request-Id")
 	plain := func(c rune) bool {
@@ -111,6 +111,9 @@ func requestID(r *http.Request) string {
 	}
 	if len(s) >= 1 && len(s) <= 64 && strings.IndexFunc(s, func(c rune) bool { return !plain(c) }) < 0 {
 		return s
+	}
+	if given := auth.RequestIDOf(r.Context()); given != "" {
+		return given
 	}
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails since Go 1.24

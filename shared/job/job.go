@@ -63,12 +63,13 @@ var States = []State{Pending, AwaitingApproval, AwaitingCSR, Running, Completed,
 func (s State) Final() bool { return s == Completed || s == Failed || s == Cancelled }
 
 // Moves are the allowed changes of state (SPEC JOB-5). Each is made by one statement of this package; the table is what
-// tests and the documentation read.
+// tests and the documentation read. A running job is cancelled only by being superseded: when it would return to Pending
+// while a newer job of the same scope is waiting there (migrations, job_left).
 var Moves = map[State][]State{
 	AwaitingApproval: {AwaitingCSR, Pending, Cancelled},
 	AwaitingCSR:      {Pending, Failed, Cancelled},
 	Pending:          {Running, Failed, Cancelled},
-	Running:          {Completed, Pending, Failed},
+	Running:          {Completed, Pending, Failed, Cancelled},
 }
 
 // Runner says whose claim a job waits for.

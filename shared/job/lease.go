@@ -43,7 +43,7 @@ func (l *Lease) end(ctx context.Context, q db.Querier, set, outcome string, caus
 	args := l.args(more)
 	args["outcome"], args["error"] = outcome, text(cause)
 	status, err := db.Scalar[*State](ctx, q, `WITH j AS (UPDATE jobs SET leased_until = NULL, `+set+fence+` RETURNING id, lease_no, status),
-		a AS (UPDATE job_attempts t SET ended_at = clock_timestamp(), outcome = CASE WHEN j.status = 'Failed' THEN 'failed' ELSE @outcome END, error = @error
+		a AS (UPDATE job_attempts t SET ended_at = clock_timestamp(), outcome = CASE j.status WHEN 'Failed' THEN 'failed' WHEN 'Cancelled' THEN 'cancelled' ELSE @outcome END, error = @error
 			FROM j WHERE t.job_id = j.id AND t.lease_no = j.lease_no)
 		SELECT (SELECT status FROM j)`, args)
 	if err != nil {

@@ -14,33 +14,57 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Reaped counts what a reap found.
+// Ended is a job that upkeep ended: nobody was there who could tell.
+type Ended struct {
+	ID            id.Job
+	Type          Type
+	Status        State
+	CertificateID id.Certificate
+	TargetID      id.Target
+	CancelReason  *string
+	LastError     *string
+}
+
+const endedColumns = `id, type, status, certificate_id, target_id, cancel_reason, last_error`
+
+// Reaped is what a reap found.
 type Reaped struct {
-	Requeued int64 // expired leases that may be claimed again
-	Failed   int64 // expired leases that had no attempt left
+	Requeued int64   // expired leases that may be claimed again
+	Failed   int64   // expired leases that had no attempt left
+	Ended    []Ended // those that failed, and those that a newer job of the same scope supersedes
 }
 
 // Reap turns expired leases back to Pending, or to Failed when no attempt is left. It is the first statement of every sweep
 // and worker tick.
-func Reap(ctx context.Context, q db.Querier) (Reaped, error) {
-	r, err := db.One[Reaped](ctx, q, "reap", `WITH expired AS (SELECT id, lease_no FROM jobs WHERE status = 'Running' AND leased_until < now() ORDER BY leased_until LIMIT 10000 FOR UPDATE SKIP LOCKED),
+func Reap(ctx context.Context, q db.Querier) (r Reaped, err error) {
+	rows, err := db.Many[Ended](ctx, q, `WITH expired AS (SELECT id, lease_no FROM jobs WHERE status = 'Running' AND leased_until < now() ORDER BY leased_until LIMIT 10000 FOR UPDATE SKIP LOCKED),
 		j AS (UPDATE jobs SET attempts = attempts + 1, leased_until = NULL,
 			last_error = 'the run that held this job ended without an answer',
 			status = CASE WHEN attempts + 1 >= max_attempts THEN 'Failed' ELSE 'Pending' END,
 			completed_at = CASE WHEN attempts + 1 >= max_attempts THEN now() END
-			FROM expired WHERE jobs.id = expired.id RETURNING jobs.id, jobs.lease_no, jobs.status),
+			FROM expired WHERE jobs.id = expired.id RETURNING jobs.*),
 		a AS (UPDATE job_attempts t SET ended_at = clock_timestamp(), outcome = 'expired' FROM j WHERE t.job_id = j.id AND t.lease_no = j.lease_no)
-		SELECT count(*) FILTER (WHERE status = 'Pending') AS requeued, count(*) FILTER (WHERE status = 'Failed') AS failed FROM j`)
+		SELECT `+endedColumns+` FROM j`)
 	if err != nil {
 		return Reaped{}, fmt.Errorf("reaping expired leases: %w", err)
+	}
+	for _, e := range rows {
+		switch e.Status {
+		case Pending:
+			r.Requeued++
+			continue
+		case Failed:
+			r.Failed++
+		}
+		r.Ended = append(r.Ended, e)
 	}
 	return r, nil
 }
 
 // Expire ends what waited too long: a CSR that never came and work that was postponed past its give-up time are Failed, an
-// approval that nobody gave is Cancelled. It answers how many.
-func Expire(ctx context.Context, q db.Querier) (int64, error) {
-	n, err := db.Scalar[int64](ctx, q, `WITH late AS (
+// approval that nobody gave is Cancelled. It answers what it ended.
+func Expire(ctx context.Context, q db.Querier) ([]Ended, error) {
+	ended, err := db.Many[Ended](ctx, q, `WITH late AS (
 			SELECT id, 'Failed' AS status, NULL AS cancel, 'the agent posted no certificate request in time' AS why FROM (
 				SELECT id FROM jobs WHERE status = 'AwaitingCSR' AND csr_deadline < now() LIMIT 10000 FOR UPDATE SKIP LOCKED) a
 			UNION ALL SELECT id, 'Failed', NULL, 'gave up: ' || coalesce(last_error, 'not finished in time') FROM (
@@ -48,12 +72,12 @@ func Expire(ctx context.Context, q db.Querier) (int64, error) {
 			UNION ALL SELECT id, 'Cancelled', 'approval_expired', NULL FROM (
 				SELECT id FROM jobs WHERE status = 'AwaitingApproval' AND approve_by < now() LIMIT 10000 FOR UPDATE SKIP LOCKED) c),
 		j AS (UPDATE jobs SET status = late.status, cancel_reason = late.cancel, last_error = coalesce(late.why, last_error), completed_at = now()
-			FROM late WHERE jobs.id = late.id RETURNING 1)
-		SELECT count(*) FROM j`)
+			FROM late WHERE jobs.id = late.id RETURNING jobs.*)
+		SELECT `+endedColumns+` FROM j`)
 	if err != nil {
-		return 0, fmt.Errorf("ending jobs that waited too long: %w", err)
+		return nil, fmt.Errorf("ending jobs that waited too long: %w", err)
 	}
-	return n, nil
+	return ended, nil
 }
 
 // Cancel ends a job that does not run yet.

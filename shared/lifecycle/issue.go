@@ -221,9 +221,12 @@ func (h *House) endIssuance(ctx context.Context, l *job.Lease, cause error) erro
 	})
 }
 
-// settle fails a job whose cause will not go away and retries any other.
+// settle fails a job whose cause will not go away, gives one back that this program was told to stop, and retries any other.
 func settle(ctx context.Context, q db.Querier, l *job.Lease, cause error) error {
 	ctx = detached(ctx)
+	if errors.Is(cause, context.Canceled) {
+		return l.Release(ctx, q)
+	}
 	if final(cause) {
 		return l.Fail(ctx, q, cause)
 	}

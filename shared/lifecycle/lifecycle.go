@@ -16,6 +16,7 @@ import (
 	"certctl/shared/db"
 	"certctl/shared/id"
 	"certctl/shared/issuer"
+	"certctl/shared/issuer/localca"
 	"certctl/shared/pki"
 	"certctl/shared/secret"
 	"certctl/shared/target"
@@ -54,6 +55,7 @@ type House struct {
 	Box     *secret.Box
 	URLs    URLs
 	Drivers map[string]Driver
+	Lint    localca.Linter     // judges what local CAs are about to sign
 	Targets *target.Engine     // deploys to targets without an agent; nil: this program cannot
 	Dial    target.DialContext // for probes (verify.from: worker)
 	Log     *slog.Logger

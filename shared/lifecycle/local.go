@@ -67,7 +67,7 @@ func (h *House) localCA(ctx context.Context, g issuer.Generation) (*localca.CA, 
 	if err != nil {
 		return nil, err
 	}
-	return localca.New(localca.Config{Generation: gen, URLs: localca.URLs{
+	return localca.New(localca.Config{Generation: gen, Lint: h.Lint, URLs: localca.URLs{
 		CRL:  func(shard int16) string { return h.URLs.CRL(g.IssuerID, g.Number, shard, g.CRLShards) },
 		OCSP: h.URLs.OCSP(g.IssuerID), CAIssuers: h.URLs.CA(g.IssuerID, g.Number)}})
 }

@@ -32,12 +32,12 @@ const slice = 1000
 // locked with SKIP LOCKED and get their jobs, their mark and their audit events in the same statement.
 func Sweep(ctx context.Context, b db.Beginner) (s Swept, err error) {
 	ctx = auth.WithActor(ctx, auth.SystemActor("sweep"))
-	reaped, err := job.Reap(ctx, b)
+	reaped, err := reap(ctx, b)
 	if err != nil {
 		return s, err
 	}
 	s.Requeued, s.Failed = reaped.Requeued, reaped.Failed
-	if s.Expired, err = job.Expire(ctx, b); err != nil {
+	if s.Expired, err = expire(ctx, b); err != nil {
 		return s, err
 	}
 	if s.CRLs, err = dueCRLs(ctx, b); err != nil {

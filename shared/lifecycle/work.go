@@ -59,7 +59,7 @@ func (w *Worker) Tick(ctx context.Context) (Worked, error) {
 	w.once.Do(w.init)
 	ctx = auth.WithActor(ctx, auth.SystemActor("worker"))
 	var out Worked
-	reaped, err := job.Reap(ctx, w.House.Pool)
+	reaped, err := reap(ctx, w.House.Pool)
 	if err != nil {
 		return out, err
 	}

@@ -32,10 +32,7 @@ func (h *House) DeployFromWorker(ctx context.Context, l *job.Lease) error {
 	case final(err):
 		return failDeployment(detached(ctx), h.Pool, l, err)
 	}
-	if err := l.Retry(detached(ctx), h.Pool, err); err != nil {
-		return err
-	}
-	return nil
+	return settle(ctx, h.Pool, l, err)
 }
 
 func (h *House) deployFromWorker(ctx context.Context, l *job.Lease) error {

@@ -2,6 +2,7 @@ package localca
 
 import (
 	"bytes"
+	"certctl/shared/issuer/localca/certlint"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"os"
@@ -35,7 +36,7 @@ func TestRootsPassTheRFCLintsAndOpenSSL(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		registry, err := lint.GlobalRegistry().Filter(lint.FilterOptions{IncludeSources: rfcSources})
+		registry, err := lint.GlobalRegistry().Filter(lint.FilterOptions{IncludeSources: certlint.RFCSources})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -110,7 +111,7 @@ func TestSubCAUnderAnEnterpriseRootIssuesVerifiableChains(t *testing.T) {
 	if gen.Cert.Subject.CommonName != "certctl sub CA" || len(gen.Chain) != 0 || !gen.Cert.MaxPathLenZero {
 		t.Errorf("%v with %d parents", gen.Cert.Subject, len(gen.Chain))
 	}
-	chain := issue(t, newCA(t, Config{Generation: gen}), request(t, pki.ECDSAP256, time.Hour, "a.example.com"))
+	chain := issue(t, newCA(t, Config{Lint: certlint.Check, Generation: gen}), request(t, pki.ECDSAP256, time.Hour, "a.example.com"))
 	if len(chain) != 2 || !chain[1].Equal(gen.Cert) {
 		t.Fatalf("a chain of %d", len(chain))
 	}
@@ -134,7 +135,7 @@ func TestImportedRootIssues(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	chain := issue(t, newCA(t, Config{Generation: gen}), request(t, pki.ECDSAP256, time.Hour, "a.example.com"))
+	chain := issue(t, newCA(t, Config{Lint: certlint.Check, Generation: gen}), request(t, pki.ECDSAP256, time.Hour, "a.example.com"))
 	if out, ok := openssl(t, "verify", "-CAfile", dir+"/root.pem", write(t, "leaf.pem", pki.EncodeBundle(chain[0]))); !ok || len(chain) != 1 {
 		t.Error(len(chain), out)
 	}
@@ -150,7 +151,7 @@ func TestImportRefuses(t *testing.T) {
 	good := read(t, dir+"/root.pem")
 	gen := newGeneration(t, Authority{})
 	leaf := request(t, pki.ECDSAP256, time.Hour, "a.example.com")
-	leafCert := issue(t, newCA(t, Config{Generation: gen}), leaf)[0]
+	leafCert := issue(t, newCA(t, Config{Lint: certlint.Check, Generation: gen}), leaf)[0]
 	noCRL := filepath.Join(dir, "nocrl.pem")
 	if out, ok := openssl(t, "req", "-x509", "-key", dir+"/root.key", "-subj", "/CN=x", "-days", "1", "-out", noCRL, "-addext", "keyUsage=critical,keyCertSign"); !ok {
 		t.Fatal(out)
@@ -182,13 +183,13 @@ func TestImportRefuses(t *testing.T) {
 
 func issueOther(t *testing.T) []byte {
 	t.Helper()
-	return pki.EncodeBundle(issue(t, newCA(t, Config{Generation: newGeneration(t, Authority{})}), request(t, pki.ECDSAP256, time.Hour, "b.example.com"))[0])
+	return pki.EncodeBundle(issue(t, newCA(t, Config{Lint: certlint.Check, Generation: newGeneration(t, Authority{})}), request(t, pki.ECDSAP256, time.Hour, "b.example.com"))[0])
 }
 
 func TestRenewedRootVerifiesOldLeavesAndARekeyedOneItsOwn(t *testing.T) {
 	t.Parallel()
 	old := newGeneration(t, Authority{PermittedDNS: []string{"example.com"}, PathLen: 0})
-	leaf := issue(t, newCA(t, Config{Generation: old}), request(t, pki.ECDSAP256, time.Hour, "a.example.com"))[0]
+	leaf := issue(t, newCA(t, Config{Lint: certlint.Check, Generation: old}), request(t, pki.ECDSAP256, time.Hour, "a.example.com"))[0]
 	renewed, err := Renew(old, 48*time.Hour, time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -207,6 +208,6 @@ func TestRenewedRootVerifiesOldLeavesAndARekeyedOneItsOwn(t *testing.T) {
 		if !bytes.Equal(g.Cert.RawSubject, old.Cert.RawSubject) || strings.Join(g.Cert.PermittedDNSDomains, " ") != "example.com" || !g.Cert.MaxPathLenZero {
 			t.Error("name or limits have changed")
 		}
-		issue(t, newCA(t, Config{Generation: g, Older: []Generation{old}}), request(t, pki.ECDSAP256, time.Hour, "a.example.com"))
+		issue(t, newCA(t, Config{Lint: certlint.Check, Generation: g, Older: []Generation{old}}), request(t, pki.ECDSAP256, time.Hour, "a.example.com"))
 	}
 }

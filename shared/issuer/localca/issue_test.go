@@ -2,6 +2,7 @@ package localca
 
 import (
 	"bytes"
+	"certctl/shared/issuer/localca/certlint"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -91,7 +92,7 @@ func TestLeafHasEverythingARelyingPartyLooksFor(t *testing.T) {
 			before := time.Now()
 			r := request(t, pki.RSA2048, 48*time.Hour, "www.example.com", "*.corp.example", "db1", "10.0.0.1", "ops@example.com", "spiffe://example.org/a")
 			r.MustStaple = true
-			leaf := issue(t, newCA(t, Config{Generation: gen}), r)[0]
+			leaf := issue(t, newCA(t, Config{Lint: certlint.Check, Generation: gen}), r)[0]
 			u := testURLs()
 			if !slices.Equal(leaf.CRLDistributionPoints, []string{u.CRL(0)}) || !slices.Equal(leaf.OCSPServer, []string{u.OCSP}) ||
 				!slices.Equal(leaf.IssuingCertificateURL, []string{u.CAIssuers}) {
@@ -118,7 +119,7 @@ func TestLeafHasEverythingARelyingPartyLooksFor(t *testing.T) {
 
 func TestKeyUsageFollowsTheKey(t *testing.T) {
 	t.Parallel()
-	ca := newCA(t, Config{Generation: newGeneration(t, Authority{})})
+	ca := newCA(t, Config{Lint: certlint.Check, Generation: newGeneration(t, Authority{})})
 	ec := issue(t, ca, request(t, pki.ECDSAP256, time.Hour, "a.example.com"))[0]
 	client := request(t, pki.RSA2048, time.Hour, "a.example.com")
 	client.EKUs = []string{"clientAuth"}
@@ -137,7 +138,7 @@ func TestKeyUsageFollowsTheKey(t *testing.T) {
 
 func TestShortLivedLeafHasNoRevocationURLsAndSaysSo(t *testing.T) {
 	t.Parallel()
-	ca := newCA(t, Config{Generation: newGeneration(t, Authority{})})
+	ca := newCA(t, Config{Lint: certlint.Check, Generation: newGeneration(t, Authority{})})
 	r := request(t, pki.ECDSAP256, time.Hour-time.Second, "a.example.com")
 	r.MustStaple = true
 	short := issue(t, ca, r)[0]
@@ -160,11 +161,11 @@ func TestShortLivedLeafHasNoRevocationURLsAndSaysSo(t *testing.T) {
 func TestLeafNeverOutlivesTheCAOrItsParents(t *testing.T) {
 	t.Parallel()
 	gen := newGeneration(t, Authority{TTL: 3 * time.Hour})
-	leaf := issue(t, newCA(t, Config{Generation: gen}), request(t, pki.ECDSAP256, 24*time.Hour, "a.example.com"))[0]
+	leaf := issue(t, newCA(t, Config{Lint: certlint.Check, Generation: gen}), request(t, pki.ECDSAP256, 24*time.Hour, "a.example.com"))[0]
 	if !leaf.NotAfter.Equal(gen.Cert.NotAfter) || leaf.NotBefore.Before(gen.Cert.NotBefore) {
 		t.Errorf("leaf %v to %v, CA %v to %v", leaf.NotBefore, leaf.NotAfter, gen.Cert.NotBefore, gen.Cert.NotAfter)
 	}
-	late := newCA(t, Config{Generation: gen, Now: func() time.Time { return time.Now().Add(4 * time.Hour) }})
+	late := newCA(t, Config{Lint: certlint.Check, Generation: gen, Now: func() time.Time { return time.Now().Add(4 * time.Hour) }})
 	if _, err := late.Submit(t.Context(), request(t, pki.ECDSAP256, time.Hour, "a.example.com")); !fault.Is(err, fault.Denied) {
 		t.Errorf("an expired CA issues: %v", err)
 	}
@@ -175,7 +176,7 @@ func TestLeafNeverOutlivesTheCAOrItsParents(t *testing.T) {
 
 func TestPublicTLSIsHeldToTheForumsRules(t *testing.T) {
 	t.Parallel()
-	ca := newCA(t, Config{Generation: newGeneration(t, Authority{TTL: 10000 * time.Hour})})
+	ca := newCA(t, Config{Lint: certlint.Check, Generation: newGeneration(t, Authority{TTL: 10000 * time.Hour})})
 	year := request(t, pki.ECDSAP256, 400*24*time.Hour, "a.example.com")
 	issue(t, ca, year)
 	year.PublicTLS = true
@@ -190,19 +191,9 @@ func TestPublicTLSIsHeldToTheForumsRules(t *testing.T) {
 	issue(t, ca, private)
 }
 
-func TestEveryUnmeetableLintExists(t *testing.T) {
-	t.Parallel()
-	if _, err := allLints(); err != nil {
-		t.Error(err)
-	}
-	if _, err := rfcLints(); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestNameConstraintsOfTheCAAreKept(t *testing.T) {
 	t.Parallel()
-	ca := newCA(t, Config{Generation: newGeneration(t, Authority{
+	ca := newCA(t, Config{Lint: certlint.Check, Generation: newGeneration(t, Authority{
 		PermittedDNS: []string{"example.com"}, ExcludedDNS: []string{"secret.example.com"}, PermittedIPs: []netip.Prefix{netip.MustParsePrefix("10.1.2.3/8")},
 	})})
 	for _, sans := range [][]string{{"a.example.com"}, {"example.com", "10.9.9.9"}} {
@@ -220,7 +211,7 @@ func TestNameConstraintsOfTheCAAreKept(t *testing.T) {
 func TestALeafCannotTakeTheNameOfTheCA(t *testing.T) {
 	t.Parallel()
 	gen := newGeneration(t, Authority{})
-	ca := newCA(t, Config{Generation: gen})
+	ca := newCA(t, Config{Lint: certlint.Check, Generation: gen})
 	r := request(t, pki.ECDSAP256, time.Hour, "a.example.com")
 	r.Names.CommonName = gen.Cert.Subject.CommonName
 	if _, err := ca.Submit(t.Context(), r); !fault.Is(err, fault.Invalid) {
@@ -234,13 +225,13 @@ func TestSavedTBSIsSignedAsItIsWhateverHasChanged(t *testing.T) {
 	r := request(t, pki.ECDSAP256, time.Hour, "a.example.com")
 	var saved []byte
 	r.Save = func(_ context.Context, cp []byte) error { saved = cp; return nil }
-	first := issue(t, newCA(t, Config{Generation: old}), r)[0]
+	first := issue(t, newCA(t, Config{Lint: certlint.Check, Generation: old}), r)[0]
 
 	next, err := Rekey(old, pki.ECDSAP384, 24*time.Hour, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	changed := Config{Generation: next, Older: []Generation{old}, URLs: URLs{OCSP: "http://elsewhere.example/"}, Now: func() time.Time { return time.Now().Add(time.Hour) }}
+	changed := Config{Lint: certlint.Check, Generation: next, Older: []Generation{old}, URLs: URLs{OCSP: "http://elsewhere.example/"}, Now: func() time.Time { return time.Now().Add(time.Hour) }}
 	changed.URLs.CRL = func(int16) string { return "http://elsewhere.example/crl" }
 	r.Checkpoint = saved
 	r.Save = func(context.Context, []byte) error { t.Error("a checkpoint was saved over the first"); return nil }
@@ -261,7 +252,7 @@ func TestSavedTBSOfOtherNamesOrACAIsNotSigned(t *testing.T) {
 	gen := newGeneration(t, Authority{})
 	key := &counter{Signer: gen.Signer, digests: map[string]bool{}}
 	gen.Signer = key
-	ca := newCA(t, Config{Generation: gen})
+	ca := newCA(t, Config{Lint: certlint.Check, Generation: gen})
 	r := request(t, pki.ECDSAP256, time.Hour, "a.example.com")
 	r.Save = func(_ context.Context, cp []byte) error { r.Checkpoint = cp; return errors.New("killed") }
 	if _, err := ca.Submit(t.Context(), r); err == nil {
@@ -325,11 +316,11 @@ func subCATBS(t *testing.T, gen Generation, r issuer.Request) []byte {
 func TestAWrongSignatureIsNotGivenOut(t *testing.T) {
 	t.Parallel()
 	gen, other := newGeneration(t, Authority{}), newGeneration(t, Authority{})
-	if _, err := New(Config{Generation: Generation{Cert: gen.Cert, Signer: other.Signer}}); err == nil {
+	if _, err := New(Config{Lint: certlint.Check, Generation: Generation{Cert: gen.Cert, Signer: other.Signer}}); err == nil {
 		t.Error("a key that does not belong to the certificate was accepted")
 	}
 	gen.Signer = mixedUp{public: gen.Signer.Public(), Signer: other.Signer}
-	ca := newCA(t, Config{Generation: gen})
+	ca := newCA(t, Config{Lint: certlint.Check, Generation: gen})
 	if _, err := ca.Submit(t.Context(), request(t, pki.ECDSAP256, time.Hour, "a.example.com")); err == nil {
 		t.Error("a certificate with a wrong signature was given out")
 	}
@@ -350,7 +341,7 @@ func TestResponderCertificateIsTrustedToAnswerForTheCA(t *testing.T) {
 	t.Parallel()
 	for _, alg := range []pki.KeyAlgorithm{pki.ECDSAP256, pki.RSA2048} {
 		gen := newGeneration(t, Authority{Algorithm: alg})
-		ca := newCA(t, Config{Generation: gen})
+		ca := newCA(t, Config{Lint: certlint.Check, Generation: gen})
 		key, err := pki.Generate(pki.ECDSAP256)
 		if err != nil {
 			t.Fatal(err)
@@ -404,7 +395,7 @@ func askAboutLeaf(t *testing.T, gen Generation, key crypto.Signer, responder, le
 func BenchmarkSubmit(b *testing.B) {
 	for _, alg := range []pki.KeyAlgorithm{pki.ECDSAP256, pki.RSA2048} {
 		b.Run(string(alg), func(b *testing.B) {
-			ca := newCA(b, Config{Generation: newGeneration(b, Authority{Algorithm: alg})})
+			ca := newCA(b, Config{Lint: certlint.Check, Generation: newGeneration(b, Authority{Algorithm: alg})})
 			r := request(b, pki.ECDSAP256, 24*time.Hour, "www.example.com", "api.example.com")
 			for b.Loop() {
 				issue(b, ca, r)

@@ -44,6 +44,7 @@ type Config struct {
 	Generation Generation
 	Older      []Generation     // earlier ones with their keys: a TBS that was saved under one of them is signed by it
 	URLs       URLs             // of the newest generation
+	Lint       Linter           // judges every draft; needed
 	DefaultTTL time.Duration    // for requests without one; 0: 90 days
 	Now        func() time.Time // nil: time.Now
 }
@@ -74,6 +75,9 @@ func New(cfg Config) (*CA, error) {
 			return nil, err
 		}
 		g.root = pki.SelfSigned(g.Cert)
+	}
+	if cfg.Lint == nil {
+		return nil, errors.New("localca: a CA needs a linter")
 	}
 	if cfg.DefaultTTL == 0 {
 		cfg.DefaultTTL = defaultTTL

@@ -1,6 +1,7 @@
 package localca
 
 import (
+	"certctl/shared/issuer/localca/certlint"
 	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -69,7 +70,7 @@ func harness(t *testing.T, alg pki.KeyAlgorithm) issuertest.Harness {
 	roots.AddCert(gen.Cert)
 	return issuertest.Harness{
 		New: func(t *testing.T) issuer.Issuer {
-			ca, err := New(Config{Generation: gen, URLs: testURLs()})
+			ca, err := New(Config{Lint: certlint.Check, Generation: gen, URLs: testURLs()})
 			if err != nil {
 				t.Fatal(err)
 			}

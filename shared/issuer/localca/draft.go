@@ -7,16 +7,15 @@ import (
 	"crypto/x509"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
-
-	zx509 "github.com/zmap/zcrypto/x509"
-	"github.com/zmap/zlint/v3"
-	"github.com/zmap/zlint/v3/lint"
 
 	"certctl/shared/fault"
 	"certctl/shared/pki"
 )
+
+// Linter judges a certificate before it is signed; package certlint has the one of the house. publicTLS asks for the rules of
+// the CA/Browser Forum too.
+type Linter func(der []byte, publicTLS bool) error
 
 // draft makes a TBSCertificate and lints it. The draft is signed by a throwaway key of the CA's own kind, since lints read
 // whole certificates and the CA's key must not sign what has not been linted and recorded.
@@ -41,7 +40,7 @@ func (c *CA) draft(t *x509.Certificate, pub crypto.PublicKey, publicTLS bool) ([
 	if err := c.checkConstraints(draft, &parent); err != nil {
 		return nil, err
 	}
-	if err := lintDraft(der, publicTLS); err != nil {
+	if err := c.cfg.Lint(der, publicTLS); err != nil {
 		return nil, err
 	}
 	return draft.RawTBSCertificate, nil
@@ -101,67 +100,4 @@ func throwawayKey(ca crypto.PublicKey) (crypto.Signer, error) {
 		return nil, fmt.Errorf("localca: a CA cannot sign with %v", alg)
 	}
 	return make()
-}
-
-// rfcSources bind every certificate; forumSources only those of a profile for public TLS.
-var (
-	rfcSources = lint.SourceList{
-		lint.RFC3279, lint.RFC5280, lint.RFC5480, lint.RFC5891, lint.RFC6960, lint.RFC6962, lint.RFC8813,
-	}
-	forumSources = lint.SourceList{
-		lint.CABFBaselineRequirements, lint.MozillaRootStorePolicy, lint.AppleRootStorePolicy, lint.ChromeRootStorePolicy,
-	}
-)
-
-// unmeetable are lints of the forum that a private CA cannot pass, each with its reason.
-var unmeetable = map[string]string{
-	"e_sub_cert_certificate_policies_missing": "a private CA has no policy of the forum that it could state",
-	"e_sub_cert_cert_policy_empty":            "as above",
-	"e_dnsname_not_valid_tld":                 "a private CA names hosts below private top-level domains",
-	"e_ext_san_contains_reserved_ip":          "a private CA names hosts in private networks",
-}
-
-var (
-	rfcLints = sync.OnceValues(func() (lint.Registry, error) { return lintRegistry(rfcSources) })
-	allLints = sync.OnceValues(func() (lint.Registry, error) {
-		return lintRegistry(append(slices.Clone(rfcSources), forumSources...))
-	})
-)
-
-func lintRegistry(sources lint.SourceList) (lint.Registry, error) {
-	var exclude []string
-	for name := range unmeetable {
-		exclude = append(exclude, name)
-	}
-	r, err := lint.GlobalRegistry().Filter(lint.FilterOptions{IncludeSources: sources, ExcludeNames: exclude})
-	if err != nil {
-		return nil, fmt.Errorf("localca: choosing lints: %w", err)
-	}
-	return r, nil
-}
-
-// lintDraft runs zlint; errors refuse the certificate, warnings and notices do not.
-func lintDraft(der []byte, publicTLS bool) error {
-	registry, err := rfcLints()
-	if publicTLS {
-		registry, err = allLints()
-	}
-	if err != nil {
-		return err
-	}
-	c, err := zx509.ParseCertificate(der)
-	if err != nil {
-		return fmt.Errorf("localca: reading the draft for linting: %w", err)
-	}
-	var found []string
-	for name, r := range zlint.LintCertificateEx(c, registry).Results {
-		if r.Status >= lint.Error {
-			found = append(found, name)
-		}
-	}
-	if len(found) == 0 {
-		return nil
-	}
-	slices.Sort(found)
-	return fault.New(fault.Invalid, "The certificate would break these rules: %s.", strings.Join(found, ", "))
 }
