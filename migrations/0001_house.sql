@@ -149,6 +149,17 @@ CREATE TABLE ca_requests (
 );
 CREATE UNIQUE INDEX ca_requests_open ON ca_requests (issuer_id) WHERE fulfilled_at IS NULL;
 
+-- The key of a request moves on to its generation here, so that the function that brings the certificate need not read it.
+-- +goose StatementBegin
+CREATE FUNCTION generation_key() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
+BEGIN
+  NEW.sealed_key := (SELECT sealed_key FROM ca_requests WHERE id = NEW.id AND issuer_id = NEW.issuer_id);
+  RETURN NEW;
+END $$;
+-- +goose StatementEnd
+CREATE TRIGGER generation_key BEFORE INSERT ON ca_generations FOR EACH ROW
+  WHEN (num_nonnulls(NEW.sealed_key, NEW.key_uri) = 0) EXECUTE FUNCTION generation_key();
+
 CREATE TABLE profiles (
   id                uuid PRIMARY KEY,
   name              text NOT NULL CHECK (name <> '' AND length(name) <= 200),
@@ -424,6 +435,28 @@ CREATE TRIGGER issuance_closed AFTER UPDATE OF status ON jobs FOR EACH ROW
   WHEN (NEW.type IN ('Issuance','Renewal') AND NEW.status IN ('Completed','Failed','Cancelled') AND OLD.status IS DISTINCT FROM NEW.status)
   EXECUTE FUNCTION issuance_closed();
 
+-- What leaves Running or ends. A job that would be Pending again while a newer one of its scope waits there is superseded:
+-- beside it, it would violate the indexes above, and one such row would stop every reap. Keys, sealed or encrypted to an
+-- agent, do not outlive the work that they were kept for.
+-- +goose StatementBegin
+CREATE FUNCTION job_left() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+  IF OLD.status = 'Running' AND NEW.status = 'Pending' AND (
+    NEW.type = 'Deployment' AND EXISTS (SELECT 1 FROM jobs WHERE type = 'Deployment' AND status = 'Pending' AND certificate_id = NEW.certificate_id AND target_id = NEW.target_id)
+    OR NEW.type = 'CRL' AND EXISTS (SELECT 1 FROM jobs WHERE type = 'CRL' AND status = 'Pending' AND generation_id = NEW.generation_id AND crl_shard = NEW.crl_shard)) THEN
+    NEW.status := 'Cancelled';
+    NEW.cancel_reason := 'superseded';
+    NEW.completed_at := now();
+  END IF;
+  IF NEW.status IN ('Completed','Failed','Cancelled') AND jsonb_typeof(NEW.checkpoint) = 'object' THEN
+    NEW.checkpoint := NEW.checkpoint - '{sealed_key,key}'::text[];
+  END IF;
+  RETURN NEW;
+END $$;
+-- +goose StatementEnd
+CREATE TRIGGER job_left BEFORE UPDATE OF status ON jobs FOR EACH ROW
+  WHEN (OLD.status IS DISTINCT FROM NEW.status AND NEW.status <> 'Running') EXECUTE FUNCTION job_left();
+
 -- ── deployments ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 -- Desired state: which version a target should serve and which one was seen served. It is also the mapping of certificates
@@ -548,19 +581,24 @@ BEGIN
 END $$;
 -- +goose StatementEnd
 CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE ON audit_events FOR EACH ROW EXECUTE FUNCTION audit_append_only();
+-- A statement trigger is not inherited: every partition has its own.
 CREATE TRIGGER audit_no_truncate BEFORE TRUNCATE ON audit_events FOR EACH STATEMENT EXECUTE FUNCTION audit_append_only();
+CREATE TRIGGER audit_no_truncate BEFORE TRUNCATE ON audit_events_default FOR EACH STATEMENT EXECUTE FUNCTION audit_append_only();
 
--- Makes the partitions of this month and the next three. The sweep calls it; functions have no DDL rights of their own.
+-- Makes the partitions of this month and the next three. The sweep calls it; functions have no DDL rights of their own. A
+-- month that began without its partition (the sweep rested for long) stays in the default partition: rows never move.
 -- +goose StatementBegin
 CREATE FUNCTION audit_make_partitions() RETURNS integer LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
-DECLARE m timestamptz; part text; made integer := 0;
+DECLARE m timestamptz; next timestamptz; part text; made integer := 0;
 BEGIN
   FOR m IN SELECT generate_series(date_trunc('month', now() AT TIME ZONE 'UTC'), date_trunc('month', now() AT TIME ZONE 'UTC') + interval '3 months', interval '1 month') AT TIME ZONE 'UTC' LOOP
     part := 'audit_events_' || to_char(m AT TIME ZONE 'UTC', 'YYYYMM');
+    next := (m AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC';
     CONTINUE WHEN to_regclass(part) IS NOT NULL;
     PERFORM pg_advisory_xact_lock(hashtext('audit_make_partitions'));
-    CONTINUE WHEN to_regclass(part) IS NOT NULL;
-    EXECUTE format('CREATE TABLE %I PARTITION OF audit_events FOR VALUES FROM (%L) TO (%L)', part, m, (m AT TIME ZONE 'UTC' + interval '1 month') AT TIME ZONE 'UTC');
+    CONTINUE WHEN to_regclass(part) IS NOT NULL OR EXISTS (SELECT 1 FROM audit_events_default WHERE at >= m AND at < next);
+    EXECUTE format('CREATE TABLE %I PARTITION OF audit_events FOR VALUES FROM (%L) TO (%L)', part, m, next);
+    EXECUTE format('CREATE TRIGGER audit_no_truncate BEFORE TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION audit_append_only()', part);
     made := made + 1;
   END LOOP;
   RETURN made;
@@ -574,8 +612,8 @@ GRANT USAGE ON SCHEMA public TO certctl_api, certctl_sweep, certctl_worker, cert
 REVOKE ALL ON FUNCTION audit_make_partitions() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION audit_make_partitions() TO certctl_sweep;
 
--- Everybody who changes something appends to the audit trail and reads back nothing but the id.
-GRANT INSERT, SELECT (id, at) ON audit_events TO certctl_api, certctl_sweep, certctl_worker, certctl_agentpoll;
+-- Everybody who changes something appends to the audit trail, cannot choose an event's time, and reads back nothing but the id.
+GRANT INSERT (principal, role, key_id, action, resource_type, resource_id, details, request_id), SELECT (id, at) ON audit_events TO certctl_api, certctl_sweep, certctl_worker, certctl_agentpoll;
 GRANT SELECT ON goose_db_version TO certctl_api, certctl_sweep, certctl_worker, certctl_responder, certctl_agentpoll;
 GRANT SELECT ON instance TO certctl_api, certctl_sweep, certctl_worker, certctl_responder, certctl_agentpoll;
 
@@ -588,7 +626,7 @@ GRANT SELECT (id, name, type, config, last_test, created_at, updated_at, archive
 GRANT SELECT (id, name, type, agent_id, config, verify, last_test, created_at, updated_at, archived_at), INSERT, UPDATE ON targets TO certctl_api;
 GRANT SELECT (id, issuer_id, number, certificate, parents, key_uri, name_sha1, key_sha1, name_sha256, key_sha256, crl_shards, not_before, not_after, created_at), INSERT ON ca_generations TO certctl_api;
 GRANT SELECT ON versions, version_blobs, crls TO certctl_api;
-GRANT SELECT, INSERT, UPDATE ON ca_requests TO certctl_api; -- moves the sealed key on and cannot open it
+GRANT SELECT (id, issuer_id, csr, created_at, fulfilled_at), INSERT, UPDATE (fulfilled_at) ON ca_requests TO certctl_api;
 GRANT UPDATE (revoked_at, revocation_reason, status_changed_at) ON versions TO certctl_api;
 GRANT SELECT (id, generation_id, certificate, not_before, not_after, renew_at, created_at) ON ocsp_responders TO certctl_api;
 
@@ -606,6 +644,7 @@ GRANT SELECT, INSERT, UPDATE ON jobs, job_attempts, certificates, versions, vers
 GRANT SELECT, INSERT, UPDATE, DELETE ON revocations, crls TO certctl_worker;
 GRANT SELECT ON issuers, targets, ca_generations, profiles, renewal_policies, agents, owners, teams TO certctl_worker;
 GRANT UPDATE (last_test) ON issuers, targets TO certctl_worker;
+GRANT INSERT ON ca_generations TO certctl_worker; -- renews a CA with the key that it opens
 
 -- responder: revocation state and its own sealed keys.
 GRANT SELECT (id, type, archived_at) ON issuers TO certctl_responder;

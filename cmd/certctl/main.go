@@ -19,7 +19,7 @@ func main() {
 	defer stop()
 	root := &cobra.Command{Use: "certctl", Short: "The whole life of TLS certificates", SilenceUsage: true, SilenceErrors: true, Version: version}
 	root.AddGroup(&cobra.Group{ID: "server", Title: "Server commands:"})
-	for _, c := range []*cobra.Command{serveCommand(), workCommand(), sweepCommand(), migrateCommand(), bootstrapCommand(), backupCommand(), restoreCommand(), openapiCommand()} {
+	for _, c := range []*cobra.Command{serveCommand(), workCommand(), sweepCommand(), migrateCommand(), bootstrapCommand(), backupCommand(), restoreCommand(), openapiCommand(), routesCommand()} {
 		c.GroupID = "server"
 		root.AddCommand(c)
 	}

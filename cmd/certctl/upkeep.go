@@ -96,3 +96,17 @@ func openapiCommand() *cobra.Command {
 			return err
 		}}
 }
+
+func routesCommand() *cobra.Command {
+	return &cobra.Command{Use: "routes", Short: "Print every route of this build", Args: cobra.NoArgs, Hidden: true,
+		Long: "Prints pattern, class and permission of every route of certctl serve, separated by tabs. A pattern without a method is a prefix that is served ahead of routing.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s := &server{log: slog.New(slog.DiscardHandler)}
+			for _, r := range s.router(nil, nil).Routes() {
+				if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s\t%s\t%s\n", r.Pattern, r.Class, r.Permission); err != nil {
+					return err
+				}
+			}
+			return nil
+		}}
+}

@@ -110,6 +110,10 @@ func Split(credential string) (id.Key, string, bool) {
 
 // Create stores a key and answers it with its secret, which nobody can read again.
 func Create(ctx context.Context, q db.Querier, n NewKey) (Key, string, error) {
+	return create(ctx, q, n, ActorOf(ctx).Principal)
+}
+
+func create(ctx context.Context, q db.Querier, n NewKey, by string) (Key, string, error) {
 	if err := n.Check(time.Now()); err != nil {
 		return Key{}, "", err
 	}
@@ -117,7 +121,7 @@ func Create(ctx context.Context, q db.Querier, n NewKey) (Key, string, error) {
 	text, hash := NewSecret()
 	key, err := db.One[Key](ctx, q, "key", `INSERT INTO api_keys (id, name, hash, principal, role, created_by, expires_at)
 		VALUES (@id, @name, @hash, lower(@principal), @role, @by, @expires) RETURNING `+keyColumns,
-		pgx.NamedArgs{"id": k, "name": n.Name, "hash": hash, "principal": n.Principal, "role": n.Role, "by": ActorOf(ctx).Principal, "expires": n.ExpiresAt})
+		pgx.NamedArgs{"id": k, "name": n.Name, "hash": hash, "principal": n.Principal, "role": n.Role, "by": by, "expires": n.ExpiresAt})
 	return key, Secret(k, text), err
 }
 
@@ -142,8 +146,8 @@ func Disable(ctx context.Context, q db.Querier, k id.Key) (Key, error) {
 	return db.One[Key](ctx, q, "key", `UPDATE api_keys SET disabled_at = coalesce(disabled_at, now()) WHERE id = @id RETURNING `+keyColumns, pgx.NamedArgs{"id": k})
 }
 
-// Rotate makes a second key for the same principal, name and role and lets the old one live for grace, so that clients can
-// change over without a gap.
+// Rotate makes a second key for the same principal, name, role and length of life, and lets the old one live for grace, so
+// that clients can change over without a gap.
 func Rotate(ctx context.Context, q db.Querier, k id.Key, grace time.Duration) (Key, string, error) {
 	old, err := GetKey(ctx, q, k)
 	if err != nil {
@@ -153,7 +157,12 @@ func Rotate(ctx context.Context, q db.Querier, k id.Key, grace time.Duration) (K
 		return Key{}, "", fault.New(fault.Conflict, "The key is disabled; create a new one.")
 	}
 	// The creator of the new key is the creator of the old one: rotating must not weaken the two-person rule.
-	fresh, secret, err := Create(ctx, q, NewKey{Name: old.Name, Principal: old.Principal, Role: old.Role})
+	next := NewKey{Name: old.Name, Principal: old.Principal, Role: old.Role}
+	if old.ExpiresAt != nil {
+		end := time.Now().Add(old.ExpiresAt.Sub(old.CreatedAt))
+		next.ExpiresAt = &end
+	}
+	fresh, secret, err := create(ctx, q, next, old.CreatedBy)
 	if err != nil {
 		return Key{}, "", err
 	}

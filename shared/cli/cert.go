@@ -63,7 +63,7 @@ func certFilters() []filter {
 }
 
 func (a *App) certCommand() *cobra.Command {
-	list := a.listVerb(lister[client.Certificate]{noun: "certificates", view: certView, filters: certFilters(), sorts: []string{"name", "not_after"},
+	list := listVerb(a, lister[client.Certificate]{noun: "certificates", view: certView, filters: certFilters(), sorts: []string{"name", "not_after"},
 		example: "  certctl cert list\n  certctl cert list --status expiring --sort not_after\n  certctl cert list --tag tier=edge -o json",
 		all: func(s *session, q url.Values) iter.Seq2[client.Certificate, error] {
 			return s.c.Certificates.All(s.ctx, q)

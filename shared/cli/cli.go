@@ -175,7 +175,7 @@ func Main(ctx context.Context, root *cobra.Command) int {
 	if err == nil {
 		return codeOK
 	}
-	if strings.HasPrefix(err.Error(), "unknown command ") {
+	if strings.HasPrefix(err.Error(), "unknown command ") || strings.HasPrefix(err.Error(), "required flag") { // cobra has no types for these
 		err = usage("%s", err)
 	}
 	report(root.ErrOrStderr(), cmd, err)

@@ -19,11 +19,12 @@ import (
 type filter struct {
 	flag, query, help string
 	value             func(s *session, v string) (string, error)
+	yes               bool // a flag without a value
 }
 
 // ref makes a filter by a noun that is named by id or name.
 func ref[T any](k kind[T], flag, query string) filter {
-	return filter{flag, query, "only of this " + k.noun + " (name or id)", func(s *session, v string) (string, error) { return k.idOf(s, v) }}
+	return filter{flag: flag, query: query, help: "only of this " + k.noun + " (name or id)", value: func(s *session, v string) (string, error) { return k.idOf(s, v) }}
 }
 
 func plainFilter(flag, help string) filter {
@@ -34,10 +35,11 @@ func plainFilter(flag, help string) filter {
 func query(s *session, filters []filter) (url.Values, error) {
 	q := url.Values{}
 	for _, f := range filters {
-		v, err := s.cmd.Flags().GetString(f.flag)
-		if err != nil || v == "" {
+		v := s.cmd.Flags().Lookup(f.flag).Value.String()
+		if !s.cmd.Flags().Changed(f.flag) || v == "" {
 			continue
 		}
+		var err error
 		if f.value != nil {
 			if v, err = f.value(s, v); err != nil {
 				return nil, err
@@ -50,6 +52,10 @@ func query(s *session, filters []filter) (url.Values, error) {
 
 func filterFlags(c *cobra.Command, filters []filter) {
 	for _, f := range filters {
+		if f.yes {
+			c.Flags().Bool(f.flag, false, f.help)
+			continue
+		}
 		c.Flags().String(f.flag, "", f.help)
 	}
 }
@@ -67,11 +73,8 @@ type lister[T any] struct {
 	all     func(s *session, q url.Values) iter.Seq2[T, error]
 }
 
-func (a *App) listVerb(l interface{ command(a *App) *cobra.Command }) *cobra.Command {
-	return l.command(a)
-}
-
-func (l lister[T]) command(a *App) *cobra.Command {
+// listVerb is the verb "list".
+func listVerb[T any](a *App, l lister[T]) *cobra.Command {
 	c := &cobra.Command{Use: "list", Aliases: []string{"ls"}, Short: "List " + l.noun, Example: l.example, Args: between(0, 0)}
 	f := c.Flags()
 	filterFlags(c, l.filters)

@@ -45,7 +45,8 @@ func (g Generation) Chain() ([]*x509.Certificate, error) {
 	return out, nil
 }
 
-// NewGeneration is what a generation is stored from. Exactly one of SealedKey and KeyURI is set.
+// NewGeneration is what a generation is stored from. One of SealedKey and KeyURI is set, or neither: then ID is that of a
+// certificate request (ca_requests), whose key becomes the generation's in the database.
 type NewGeneration struct {
 	ID        id.Generation // made by the caller: the sealed key is bound to it
 	IssuerID  id.Issuer

@@ -208,14 +208,14 @@ func OpenRequest(ctx context.Context, q db.Querier, i id.Issuer) ([]byte, error)
 	return r.CSR, err
 }
 
-// FulfilRequest makes the signed answer of the CA above the next generation. The key stays sealed: it is moved, not opened.
+// FulfilRequest makes the signed answer of the CA above the next generation. The database moves the sealed key on; nobody
+// reads it here.
 func FulfilRequest(ctx context.Context, tx pgx.Tx, i id.Issuer, bundle string) (issuer.Generation, error) {
 	type row struct {
-		ID        id.Generation
-		CSR       []byte
-		SealedKey []byte
+		ID  id.Generation
+		CSR []byte
 	}
-	r, err := db.One[row](ctx, tx, "open request of this issuer", `UPDATE ca_requests SET fulfilled_at = now() WHERE issuer_id = @i AND fulfilled_at IS NULL RETURNING id, csr, sealed_key`, pgx.NamedArgs{"i": i})
+	r, err := db.One[row](ctx, tx, "open request of this issuer", `UPDATE ca_requests SET fulfilled_at = now() WHERE issuer_id = @i AND fulfilled_at IS NULL RETURNING id, csr`, pgx.NamedArgs{"i": i})
 	if err != nil {
 		return issuer.Generation{}, err
 	}
@@ -227,7 +227,7 @@ func FulfilRequest(ctx context.Context, tx pgx.Tx, i id.Issuer, bundle string) (
 	if err != nil {
 		return issuer.Generation{}, err
 	}
-	n := issuer.NewGeneration{ID: r.ID, IssuerID: i, Cert: g.Cert, Parents: g.Chain, SealedKey: r.SealedKey}
+	n := issuer.NewGeneration{ID: r.ID, IssuerID: i, Cert: g.Cert, Parents: g.Chain}
 	if err := storeGeneration(ctx, tx, n); err != nil {
 		return issuer.Generation{}, err
 	}
