@@ -120,7 +120,7 @@ func await(ctx context.Context, q db.Querier, j id.Job) (job.Job, error) {
 }
 
 func openExport(jwe string, mine *ecdsa.PrivateKey) (crypto.Signer, error) {
-	e, err := jose.ParseEncrypted(jwe, []jose.KeyAlgorithm{jose.ECDH_ES}, []jose.ContentEncryption{jose.A256GCM})
+	e, err := jose.ParseEncryptedCompact(jwe, []jose.KeyAlgorithm{jose.ECDH_ES}, []jose.ContentEncryption{jose.A256GCM})
 	if err != nil {
 		return nil, errors.New("the worker's answer is no JWE")
 	}

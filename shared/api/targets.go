@@ -15,6 +15,7 @@ import (
 	"certctl/shared/endpoint"
 	"certctl/shared/fault"
 	"certctl/shared/id"
+	"certctl/shared/lifecycle"
 	"certctl/shared/wire"
 
 	"github.com/jackc/pgx/v5"
@@ -113,6 +114,16 @@ func (a *API) targets() {
 		})
 	endpoint.Write(a.rt, "PUT /api/v1/targets/{id}", auth.Administer, endpoint.Doc{ID: "updateTarget", Tag: tag, Summary: "Replace a target's settings", Errors: conflict,
 		Description: "Type and agent stay: they decided who holds keys."}, a.updateTarget)
+	endpoint.Write(a.rt, "POST /api/v1/targets/{id}/test", auth.Administer, endpoint.Doc{ID: "testTarget", Tag: tag, Summary: "Test a target", Status: http.StatusAccepted, Errors: conflict,
+		Description: "Run by the worker without changing anything: whether its agent is online and, where the worker verifies, whether the address answers with TLS. The outcome is the job's and is shown as last_test."},
+		func(ctx context.Context, tx pgx.Tx, in *targetInput) (*jobAccepted, error) {
+			j, err := lifecycle.RequestTargetTest(ctx, tx, in.ID)
+			if err != nil {
+				return nil, err
+			}
+			a.ring(ctx)
+			return accepted(j), nil
+		})
 	endpoint.Write(a.rt, "DELETE /api/v1/targets/{id}", auth.Administer, endpoint.Doc{ID: "archiveTarget", Tag: tag, Summary: "Archive a target", Errors: conflict},
 		func(ctx context.Context, tx pgx.Tx, in *targetInput) (*none, error) {
 			if err := deployment.ArchiveTarget(ctx, tx, in.ID); err != nil {

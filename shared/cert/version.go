@@ -93,13 +93,16 @@ func Store(ctx context.Context, q db.Querier, n NewVersion) (Version, error) {
 		SELECT `+versionColumns+` FROM v`,
 		pgx.NamedArgs{"id": n.ID, "certificate": n.CertificateID, "issuer": n.IssuerID, "generation": n.GenerationID, "job": n.JobID,
 			"serial": leaf.SerialNumber.Bytes(), "not_before": leaf.NotBefore, "not_after": leaf.NotAfter, "fingerprint": fingerprint[:], "spki": spki[:],
-			"alg": alg, "shard": n.CRLShard, "exempt": lifetime(leaf) < ShortLived, "chain": chain, "csr": n.CSR, "key": n.SealedKey,
+			"alg": alg, "shard": n.CRLShard, "exempt": exempt(leaf), "chain": chain, "csr": n.CSR, "key": n.SealedKey,
 			"renew_at": n.RenewAt, "reason": n.RenewReason})
 	return v, err
 }
 
-// lifetime counts both ends, as RFC 5280, 4.1.2.5 does.
-func lifetime(c *x509.Certificate) time.Duration { return c.NotAfter.Sub(c.NotBefore) + time.Second }
+// exempt reports whether a certificate needs no revocation: it says so (RFC 9608), or it lives shorter than ShortLived with
+// both ends counted, as RFC 5280, 4.1.2.5 does.
+func exempt(c *x509.Certificate) bool {
+	return pki.HasNoRevAvail(c) || c.NotAfter.Sub(c.NotBefore)+time.Second < ShortLived
+}
 
 var versionKeys = page.Keys[Version]{
 	ID: "id", IDOf: func(v Version) string { return v.ID.UUID() },

@@ -3,6 +3,7 @@ package deployment
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"time"
 
 	"certctl/shared/db"
@@ -31,15 +32,19 @@ type Deployment struct {
 
 const columns = `id, certificate_id, target_id, desired_version_id, desired_at, installed_version_id, served_version_id, served_at, time_to_served_ms, receipt, last_error, created_at, updated_at`
 
-// Attach maps a certificate to targets. Attaching again revives a detached mapping.
+// Attach maps a certificate to targets, in this order; a target named twice counts once. Attaching again revives a detached
+// mapping.
 func Attach(ctx context.Context, q db.Querier, c id.Certificate, targets []id.Target) error {
 	if len(targets) == 0 {
 		return nil
 	}
-	ids, uuids := make([]string, len(targets)), make([]string, len(targets))
-	for i, t := range targets {
-		ids[i], uuids[i] = id.New[id.Deployment]().UUID(), t.UUID()
+	var ids, uuids []string
+	for _, t := range targets {
+		if !slices.Contains(uuids, t.UUID()) {
+			ids, uuids = append(ids, id.New[id.Deployment]().UUID()), append(uuids, t.UUID())
+		}
 	}
+	slices.Sort(ids) // made within one millisecond they are in no order, and Of sorts by them
 	_, err := db.Exec(ctx, q, `INSERT INTO deployments (id, certificate_id, target_id) SELECT i, @certificate, t FROM unnest(@ids::uuid[], @targets::uuid[]) AS x(i, t)
 		ON CONFLICT (certificate_id, target_id) DO UPDATE SET removed_at = NULL, updated_at = now()`, pgx.NamedArgs{"certificate": c, "ids": ids, "targets": uuids})
 	return err

@@ -262,6 +262,9 @@ func Pickup(ctx context.Context, q db.Querier, a id.Agent, c id.Certificate, v i
 // Report takes an agent's word on a job that it runs.
 func Report(ctx context.Context, tx pgx.Tx, a id.Agent, i id.Job, r wire.Report) (wire.Reported, error) {
 	l, err := job.AgentLease(ctx, tx, a, i, r.Lease)
+	if fault.Is(err, fault.NotFound) {
+		return repeatedReport(ctx, tx, a, i, r)
+	}
 	if err != nil {
 		return wire.Reported{}, err
 	}
@@ -295,22 +298,26 @@ func stale(ctx context.Context, q db.Querier, l *job.Lease, r wire.Report, err e
 	if got.LeaseNo == r.Lease && string(got.Status) == r.Status {
 		return nil
 	}
-	if attempts, err := job.Attempts(ctx, q, l.ID); err != nil {
-		return err
-	} else if handedOver(attempts, r) {
-		return nil
-	}
 	return fault.New(fault.StaleLease, "The job is not held under this lease any more; drop it and poll again.").With("job_status", got.Status)
 }
 
-// handedOver reports whether this lease ended by giving the job on to the worker's probe: a repeated Completed is fine then.
-func handedOver(attempts []job.Attempt, r wire.Report) bool {
-	for _, a := range attempts {
-		if a.LeaseNo == r.Lease && r.Status == string(job.Completed) && a.Outcome != nil && *a.Outcome == "released" {
-			return true
+// repeatedReport answers a report on a job that is not the agent's to run: NotFound, unless its lease ended by giving the
+// job on to the worker's probe. Then the first answer was lost, and a repeated Completed is fine.
+func repeatedReport(ctx context.Context, q db.Querier, a id.Agent, i id.Job, r wire.Report) (wire.Reported, error) {
+	j, err := job.OfAgent(ctx, q, a, i)
+	if err != nil {
+		return wire.Reported{}, err
+	}
+	attempts, err := job.Attempts(ctx, q, i)
+	if err != nil {
+		return wire.Reported{}, err
+	}
+	for _, t := range attempts {
+		if t.LeaseNo == r.Lease && r.Status == string(job.Completed) && t.Outcome != nil && *t.Outcome == "released" {
+			return wire.Reported{JobID: i, Status: string(j.Status)}, nil
 		}
 	}
-	return false
+	return wire.Reported{}, fault.New(fault.NotFound, "There is no such job of this agent.")
 }
 
 func completeFromAgent(ctx context.Context, tx pgx.Tx, l *job.Lease, r wire.Report) error {

@@ -50,7 +50,7 @@ func (w *Worker) init() {
 	}
 	w.runs = map[job.Type]func(context.Context, *job.Lease) error{
 		job.Issuance: h.Issue, job.Renewal: h.Issue, job.Deployment: h.DeployFromWorker, job.Revocation: h.RevokeAtCA, job.BulkRevocation: h.RevokeMany,
-		job.CRL: h.PublishCRL, job.Responder: h.IssueResponder, job.IssuerTest: h.TestIssuer, job.Export: h.Export, job.CARenewal: h.RenewCA,
+		job.CRL: h.PublishCRL, job.Responder: h.IssueResponder, job.IssuerTest: h.TestIssuer, job.TargetTest: h.TestTarget, job.Export: h.Export, job.CARenewal: h.RenewCA,
 	}
 }
 
