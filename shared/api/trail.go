@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"net/http"
+	"net/url"
 	"time"
 
 	"certctl/shared/agent"
@@ -15,6 +16,7 @@ import (
 	"certctl/shared/db"
 	"certctl/shared/deployment"
 	"certctl/shared/endpoint"
+	"certctl/shared/fault"
 	"certctl/shared/id"
 	"certctl/shared/job"
 )
@@ -86,20 +88,14 @@ func (a *API) trail() {
 // exportAudit streams one JSON object a line: the id, the canonical bytes that were hashed, and their leaf hash. since and
 // until narrow it.
 func (a *API) exportAudit(w http.ResponseWriter, r *http.Request) {
-	var f audit.Filter
-	for name, into := range map[string]*time.Time{"since": &f.Since, "until": &f.Until} {
-		if s := r.URL.Query().Get(name); s != "" {
-			t, err := time.Parse(time.RFC3339, s)
-			if err != nil {
-				endpoint.WriteProblem(w, r, badTime(name))
-				return
-			}
-			*into = t
-		}
+	f, err := exportFilter(r.URL.RawQuery)
+	if err != nil {
+		endpoint.WriteProblem(w, r, err)
+		return
 	}
 	started := false
 	enc := json.NewEncoder(w)
-	err := audit.Export(r.Context(), a.Pool, f, func(s audit.Sealed) error {
+	err = audit.Export(r.Context(), a.Pool, f, func(s audit.Sealed) error {
 		if !started {
 			started = true
 			exportHead(w)
@@ -119,6 +115,28 @@ func (a *API) exportAudit(w http.ResponseWriter, r *http.Request) {
 	case !started:
 		exportHead(w)
 	}
+}
+
+// exportFilter reads the query of an export, which stands outside the machinery of operations.
+func exportFilter(query string) (f audit.Filter, err error) {
+	q, err := url.ParseQuery(query)
+	if err != nil {
+		return f, fault.New(fault.Invalid, "The query string is malformed.")
+	}
+	for name, values := range q {
+		at, err := time.Parse(time.RFC3339, values[0])
+		switch {
+		case name != "since" && name != "until" || len(values) > 1:
+			return f, fault.BadField("query", "this path takes since and until, once each")
+		case err != nil:
+			return f, badTime(name)
+		case name == "since":
+			f.Since = at
+		default:
+			f.Until = at
+		}
+	}
+	return f, nil
 }
 
 func exportHead(w http.ResponseWriter) {

@@ -3,6 +3,7 @@ package cli_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -27,14 +28,15 @@ func TestMain(m *testing.M) {
 }
 
 // TestScripts runs the sessions in testdata/script against the stand-in, or against the server that CERTCTL_URL names with
-// CERTCTL_KEY (an admin) and CERTCTL_BOB (an operator of another principal). $RUN makes names unique there.
+// CERTCTL_KEY (an admin) and CERTCTL_BOB (an operator of another principal, whose key the admin did not create). $RUN makes
+// names unique there.
 func TestScripts(t *testing.T) {
 	t.Parallel()
-	real := os.Getenv("CERTCTL_URL")
+	given := os.Getenv("CERTCTL_URL")
 	testscript.Run(t, testscript.Params{Dir: "testdata/script", Setup: func(e *testscript.Env) error {
-		url, key, bob := real, os.Getenv("CERTCTL_KEY"), os.Getenv("CERTCTL_BOB")
-		if real == "" {
-			url, key, bob = newHouse().serve(e.T().(testing.TB).(*testing.T)).URL, adminKey, bobKey
+		url, key, bob := given, os.Getenv("CERTCTL_KEY"), os.Getenv("CERTCTL_BOB")
+		if given == "" {
+			url, key, bob = newHouse().serve(t).URL, adminKey, bobKey
 		}
 		e.Setenv("CERTCTL_URL", url)
 		e.Setenv("CERTCTL_KEY", key)
@@ -69,8 +71,8 @@ func keep(ts *testscript.TestScript, _ bool, args []string) {
 func mode(ts *testscript.TestScript, _ bool, args []string) {
 	info, err := os.Stat(ts.MkAbs(args[1]))
 	ts.Check(err)
-	if got := "0" + strings.TrimPrefix(info.Mode().Perm().String(), "-"); got != "0"+args[0] {
-		ts.Fatalf("%s has mode %s, want %s", args[1], info.Mode().Perm(), args[0])
+	if got := fmt.Sprintf("%04o", info.Mode().Perm()); got != args[0] {
+		ts.Fatalf("%s has mode %s, want %s", args[1], got, args[0])
 	}
 }
 

@@ -158,7 +158,7 @@ func (e *explanation) openJob(f facts, p *printer) {
 	switch j.Status {
 	case client.AwaitingApproval:
 		e.blocked("The profile wants another person's approval, until %s.", p.moment(j.ApproveBy))
-		e.help("an operator or admin other than "+j.RequestedBy, "certctl job approve %s", j.ID)
+		e.help("an operator or admin other than "+j.RequestedBy+", with a key that "+j.RequestedBy+" did not create", "certctl job approve %s", j.ID)
 		e.help("the same", "certctl job reject %s --reason TEXT", j.ID)
 	case client.AwaitingCSR:
 		e.blocked("The agent that holds the key has not sent its request yet; the job fails %s.", p.when(j.CSRDeadline))

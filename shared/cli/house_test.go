@@ -159,6 +159,9 @@ func (c call) dispatch() reply {
 	case "jobs":
 		return c.job()
 	case "audit":
+		if len(c.parts) > 1 {
+			return ok(client.AuditEvent{ID: c.parts[1], Details: map[string]any{}})
+		}
 		return page([]*client.AuditEvent{{ID: "evt_01h455vb4pex5vsknk084sn02q", At: at(time.Minute), Actor: client.Actor{Principal: "admin", Role: "admin"}, Action: "certificate.created", ResourceType: "certificate", Details: map[string]any{}}})
 	case "issuers":
 		return c.issuer()
@@ -474,6 +477,7 @@ func (c call) plain() reply {
 	case "renewal-policies":
 		return kept(c, &c.policies, func(v *client.RenewalPolicy) *string { return &v.ID }, func(v *client.RenewalPolicy) {
 			v.ID, v.CreatedAt, v.UpdatedAt, v.AlertFractions = id.New[id.RenewalPolicy]().String(), at(0), at(0), []float64{}
+			v.AutoRenew = true
 		})
 	case "targets":
 		return kept(c, &c.targets, func(v *client.Target) *string { return &v.ID }, func(v *client.Target) {
@@ -506,6 +510,7 @@ func kept[T any](c call, rows *[]*T, idOf func(*T) *string, fresh func(*T)) repl
 		v := new(T)
 		fresh(v)
 		over(v, c.in)
+		completeVerify(v)
 		*rows = append(*rows, v)
 		return reply{201, v}
 	}
@@ -518,7 +523,15 @@ func kept[T any](c call, rows *[]*T, idOf func(*T) *string, fresh func(*T)) repl
 		return reply{204, nil}
 	}
 	over(v, c.in)
+	completeVerify(v)
 	return ok(v)
+}
+
+// completeVerify says who looks, as the real server does.
+func completeVerify(v any) {
+	if t, is := v.(*client.Target); is && t.Verify != nil && t.Verify.From == "" {
+		t.Verify.From = "agent"
+	}
 }
 
 func (c call) agent() reply {

@@ -87,20 +87,13 @@ func orNothing(before, s string) string {
 	return before + s
 }
 
-func jobArg(s *session, ref string) (string, error) {
-	if !jobs.isID(ref) {
-		return "", usage("a job is named by its id, which begins with job_")
-	}
-	return ref, nil
-}
-
 func (a *App) jobWait() *cobra.Command {
 	return &cobra.Command{Use: "wait ID…", Short: "Wait until jobs end", Args: between(1, -1), ValidArgsFunction: jobs.complete(a, true),
 		Long:    "Waits until each job has ended and shows it, with progress on stderr. It ends with 0 when all completed, 9 when one failed or was cancelled, 5 or 8 when --timeout was over first.",
 		Example: "  certctl job wait job_01kb4h4yqxe0rv8m0n3q5s6t7v --timeout 5m",
 		RunE: a.run(func(s *session, args []string) error {
 			return s.each(args, func(ref string) error {
-				id, err := jobArg(s, ref)
+				id, err := jobs.idOf(s, ref)
 				if err != nil {
 					return err
 				}
@@ -121,7 +114,7 @@ func (a *App) jobVerb(use, short, example string, act func(s *session, id string
 	c := &cobra.Command{Use: use + " ID…", Short: short, Example: example, Args: between(1, -1), ValidArgsFunction: jobs.complete(a, true)}
 	c.RunE = a.run(func(s *session, args []string) error {
 		return s.each(args, func(ref string) error {
-			id, err := jobArg(s, ref)
+			id, err := jobs.idOf(s, ref)
 			if err != nil {
 				return err
 			}

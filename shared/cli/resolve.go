@@ -20,44 +20,46 @@ type kind[T any] struct {
 	plural string // the command that lists them
 	all    func(ctx context.Context, c *client.Client, name string) iter.Seq2[T, error]
 	id     func(T) string
-	name   func(T) string
+	name   func(T) string // for completion only when nameless
+
+	nameless bool
 }
 
 var (
-	certs = kind[client.Certificate]{"certificate", "crt", "cert", func(ctx context.Context, c *client.Client, name string) iter.Seq2[client.Certificate, error] {
+	certs = kind[client.Certificate]{noun: "certificate", prefix: "crt", plural: "cert", all: func(ctx context.Context, c *client.Client, name string) iter.Seq2[client.Certificate, error] {
 		q := url.Values{}
 		if name != "" {
 			q.Set("name", name)
 		}
 		return c.Certificates.All(ctx, q)
-	}, func(v client.Certificate) string { return v.ID }, func(v client.Certificate) string { return v.Name }}
-	issuers = kind[client.Issuer]{"issuer", "iss", "issuer", func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.Issuer, error] {
+	}, id: func(v client.Certificate) string { return v.ID }, name: func(v client.Certificate) string { return v.Name }}
+	issuers = kind[client.Issuer]{noun: "issuer", prefix: "iss", plural: "issuer", all: func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.Issuer, error] {
 		return c.Issuers.All(ctx, nil)
-	}, func(v client.Issuer) string { return v.ID }, func(v client.Issuer) string { return v.Name }}
-	profiles = kind[client.Profile]{"profile", "prf", "profile", func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.Profile, error] {
+	}, id: func(v client.Issuer) string { return v.ID }, name: func(v client.Issuer) string { return v.Name }}
+	profiles = kind[client.Profile]{noun: "profile", prefix: "prf", plural: "profile", all: func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.Profile, error] {
 		return c.Profiles.All(ctx, nil)
-	}, func(v client.Profile) string { return v.ID }, func(v client.Profile) string { return v.Name }}
-	policies = kind[client.RenewalPolicy]{"renewal policy", "rpl", "policy", func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.RenewalPolicy, error] {
+	}, id: func(v client.Profile) string { return v.ID }, name: func(v client.Profile) string { return v.Name }}
+	policies = kind[client.RenewalPolicy]{noun: "renewal policy", prefix: "rpl", plural: "policy", all: func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.RenewalPolicy, error] {
 		return c.RenewalPolicies.All(ctx, nil)
-	}, func(v client.RenewalPolicy) string { return v.ID }, func(v client.RenewalPolicy) string { return v.Name }}
-	targets = kind[client.Target]{"target", "tgt", "target", func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.Target, error] {
+	}, id: func(v client.RenewalPolicy) string { return v.ID }, name: func(v client.RenewalPolicy) string { return v.Name }}
+	targets = kind[client.Target]{noun: "target", prefix: "tgt", plural: "target", all: func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.Target, error] {
 		return c.Targets.All(ctx, nil)
-	}, func(v client.Target) string { return v.ID }, func(v client.Target) string { return v.Name }}
-	agents = kind[client.Agent]{"agent", "agt", "agent", func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.Agent, error] {
+	}, id: func(v client.Target) string { return v.ID }, name: func(v client.Target) string { return v.Name }}
+	agents = kind[client.Agent]{noun: "agent", prefix: "agt", plural: "agent", all: func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.Agent, error] {
 		return c.Agents.All(ctx, nil)
-	}, func(v client.Agent) string { return v.ID }, func(v client.Agent) string { return v.Name }}
-	apiKeys = kind[client.Key]{"key", "key", "key", func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.Key, error] {
+	}, id: func(v client.Agent) string { return v.ID }, name: func(v client.Agent) string { return v.Name }}
+	apiKeys = kind[client.Key]{noun: "key", prefix: "key", plural: "key", all: func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.Key, error] {
 		return c.Keys.All(ctx, nil)
-	}, func(v client.Key) string { return v.ID }, func(v client.Key) string { return v.Name }}
-	teams = kind[client.Team]{"team", "team", "team", func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.Team, error] {
+	}, id: func(v client.Key) string { return v.ID }, name: func(v client.Key) string { return v.Name }}
+	teams = kind[client.Team]{noun: "team", prefix: "team", plural: "team", all: func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.Team, error] {
 		return c.Teams.All(ctx, nil)
-	}, func(v client.Team) string { return v.ID }, func(v client.Team) string { return v.Name }}
-	owners = kind[client.Owner]{"owner", "own", "owner", func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.Owner, error] {
+	}, id: func(v client.Team) string { return v.ID }, name: func(v client.Team) string { return v.Name }}
+	owners = kind[client.Owner]{noun: "owner", prefix: "own", plural: "owner", all: func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.Owner, error] {
 		return c.Owners.All(ctx, nil)
-	}, func(v client.Owner) string { return v.ID }, func(v client.Owner) string { return v.Name }}
-	jobs = kind[client.Job]{"job", "job", "job", func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.Job, error] {
+	}, id: func(v client.Owner) string { return v.ID }, name: func(v client.Owner) string { return v.Name }}
+	jobs = kind[client.Job]{noun: "job", prefix: "job", plural: "job", all: func(ctx context.Context, c *client.Client, _ string) iter.Seq2[client.Job, error] {
 		return c.Jobs.All(ctx, nil)
-	}, func(v client.Job) string { return v.ID }, func(v client.Job) string { return v.Type + " " + v.Status }}
+	}, id: func(v client.Job) string { return v.ID }, name: func(v client.Job) string { return v.Type + " " + v.Status }, nameless: true}
 )
 
 var suffix = regexp.MustCompile(`^_[0-7][0-9a-hjkmnp-tv-z]{25}$`)
@@ -75,6 +77,9 @@ func (k kind[T]) idOf(s *session, ref string) (string, error) {
 	}
 	if ref == "" {
 		return "", usage("an empty text names no %s", k.noun)
+	}
+	if k.nameless {
+		return "", usage("a %s is named by its id, which begins with %s_", k.noun, k.prefix)
 	}
 	var found []string
 	for v, err := range k.all(s.ctx, s.c, ref) {
@@ -154,7 +159,7 @@ func (k kind[T]) complete(a *App, more bool) cobra.CompletionFunc {
 }
 
 func (k kind[T]) words(ctx context.Context, c *client.Client, word string) []cobra.Completion {
-	byID := k.noun == "job" || strings.HasPrefix(word, k.prefix+"_")
+	byID := k.nameless || strings.HasPrefix(word, k.prefix+"_")
 	var out []cobra.Completion
 	for v, err := range k.all(ctx, c, "") {
 		if err != nil || len(out) == completeMost {

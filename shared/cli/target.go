@@ -34,7 +34,7 @@ func (a *App) targetCommand() *cobra.Command {
 		func(s *session, t client.Target) []detail {
 			d := []detail{{"agent", nameOf(s, t.AgentID, s.c.Agents.Get, agents.name)}, {"config", string(t.Config)}, {"last test", string(t.LastTest)}}
 			if t.Verify != nil {
-				d = append(d, detail{"server name", orDash(t.Verify.ServerName)}, detail{"verified by", first(t.Verify.From, "agent")})
+				d = append(d, detail{"server name", text(t.Verify.ServerName)}, detail{"verified by", t.Verify.From})
 			}
 			return d
 		})
@@ -134,7 +134,7 @@ func (a *App) targetUpdate() *cobra.Command {
 		if in.Config, err = x.over(s, base); err != nil {
 			return err
 		}
-		if in.Verify, err = verify(old.Verify); err != nil {
+		if in.Verify, err = verify(old.Verify.Fields()); err != nil {
 			return err
 		}
 		t, err := s.c.Targets.Replace(s.ctx, id, in)

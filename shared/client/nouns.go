@@ -133,7 +133,7 @@ func (r Jobs) Reject(ctx context.Context, id, reason string) (out Job, err error
 }
 
 // WaitJob waits until a job is final. seen, which may be nil, is told of every look, and ends the waiting by answering false.
-// A server that is away for a moment does not end it; the context does.
+// With the context's end the job as it was last seen comes with the error.
 func (c *Client) WaitJob(ctx context.Context, id string, seen func(Job) bool) (Job, error) {
 	// The server answers when the job ends; with somebody looking on, moves in between are worth a look as well.
 	wait := "30s"
@@ -141,13 +141,14 @@ func (c *Client) WaitJob(ctx context.Context, id string, seen func(Job) bool) (J
 		wait = "1s"
 	}
 	var last Job
+	var q url.Values // the first look answers at once
 	for {
 		var j Job
-		_, err := c.call(ctx, http.MethodGet, c.Jobs.at(id), url.Values{"wait": {wait}}, nil, &j)
+		_, err := c.call(ctx, http.MethodGet, c.Jobs.at(id), q, nil, &j)
 		if err != nil {
 			return last, err
 		}
-		last = j
+		last, q = j, url.Values{"wait": {wait}}
 		if seen != nil && !seen(j) || j.Final() {
 			return j, nil
 		}

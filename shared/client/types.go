@@ -318,11 +318,30 @@ func (p RenewalPolicy) Fields() RenewalPolicyFields {
 	return RenewalPolicyFields{p.Name, p.RenewAtFraction, p.Jitter, &p.AutoRenew, p.AlertFractions}
 }
 
-// Verify says how to prove that a certificate is served.
+// Verify asks how to prove that a certificate is served; TargetVerify is how it is proved.
 type Verify struct {
 	Address    string `json:"address"` // host:port
 	ServerName string `json:"server_name,omitempty"`
 	From       string `json:"from,omitempty"` // agent or worker
+}
+
+// TargetVerify is how a target proves that a certificate is served.
+type TargetVerify struct {
+	Address    string  `json:"address"` // host:port
+	ServerName *string `json:"server_name"`
+	From       string  `json:"from"` // agent or worker
+}
+
+// Fields are what it would be asked for with again; nil for none.
+func (v *TargetVerify) Fields() *Verify {
+	if v == nil {
+		return nil
+	}
+	out := &Verify{Address: v.Address, From: v.From}
+	if v.ServerName != nil {
+		out.ServerName = *v.ServerName
+	}
+	return out
 }
 
 // Target is a place where certificates are served.
@@ -332,7 +351,7 @@ type Target struct {
 	Type       string          `json:"type"`
 	AgentID    Ref             `json:"agent_id"`
 	Config     json.RawMessage `json:"config"`
-	Verify     *Verify         `json:"verify"`
+	Verify     *TargetVerify   `json:"verify"`
 	LastTest   json.RawMessage `json:"last_test"`
 	CreatedAt  time.Time       `json:"created_at"`
 	UpdatedAt  time.Time       `json:"updated_at"`

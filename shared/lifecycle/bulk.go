@@ -122,7 +122,7 @@ type bulkProgress struct {
 // nearly over.
 func (h *House) RevokeMany(ctx context.Context, l *job.Lease) error {
 	var b Bulk
-	var p bulkProgress
+	p := bulkProgress{Totals: Totals{Results: []Outcome{}}}
 	if err := errors.Join(json.Unmarshal(l.Input, &b), json.Unmarshal(l.Checkpoint, &p)); err != nil {
 		return l.Fail(ctx, h.Pool, fmt.Errorf("reading job %s: %w", l.ID, err))
 	}

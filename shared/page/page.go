@@ -155,7 +155,7 @@ func (r Request) complete() Request {
 	if r.Limit == 0 {
 		r.Limit = DefaultLimit
 	}
-	if r.Sort.Field == "" {
+	if r.Sort == (Sort{}) {
 		r.Sort = Newest
 	}
 	return r

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // marker stands in submitted values: no answer may repeat it (SPEC R5).
@@ -32,7 +33,8 @@ func refused(t *testing.T, a answer, status int, fields ...string) {
 		t.Errorf("a submitted value is repeated: %s", a)
 	}
 	for _, f := range fields {
-		if !slices.Contains(a.fields(), f) {
+		named := func(got string) bool { return got == f || strings.HasPrefix(got, f+"[") } // sans, or one of them: sans[0]
+		if !slices.ContainsFunc(a.fields(), named) {
 			t.Errorf("%s, want %s named", a, f)
 		}
 	}
@@ -155,7 +157,15 @@ func TestBrokenBodiesAreRefused(t *testing.T) {
 			if strings.Contains(name, "action") {
 				at = path + "/crt_" + nothing + "/renew"
 			}
-			a := s.ask(t, "POST", at, c.body, "Content-Type", c.media)
+			a, err := s.try("POST", at, c.body, "Content-Type", c.media)
+			for range 5 { // a server that refuses a body unread may close before a slow client has heard why
+				if err != nil && c.status == 413 {
+					a, err = s.try("POST", at, c.body, "Content-Type", c.media)
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
 			if c.status == 201 {
 				if a.status != 201 {
 					t.Errorf("%s", a)
@@ -187,26 +197,24 @@ func TestBadQueriesAreRefused(t *testing.T) {
 		"cursor=" + mine + "&sort=name": "cursor", "cursor=" + mine[:len(mine)-2]: "cursor", "cursor=" + strings.Repeat("a", 5000): "cursor",
 		"sort=" + marker: "sort", "sort=-": "sort", "sort=id;drop": "", "status=" + marker: "status", "status=Active": "status", "surprise=" + marker: "surprise",
 		"Limit=5": "Limit", "limit=5&limit=6": "limit", "limit=": "limit", "issuer_id=" + marker: "issuer_id", "issuer_id=crt_" + nothing: "issuer_id",
-		"total=maybe": "total", "tag=" + marker: "tag", "name=%ff": "name", "name=%00": "name", "name=%zz": "", marker + "=1": "",
+		"total=maybe": "total", "tag=" + marker: "tag", "name=%ff": "name", "name=%00": "name", "name=%zz": "", "a%20" + marker + "=1": "",
 	} {
-		a := s.ask(t, "GET", "/api/v1/certificates?"+query, nil)
-		switch {
-		case field == "":
-			refused(t, a, 400)
-		case field == "tag":
+		t.Run(fmt.Sprintf("%.60s", query), func(t *testing.T) {
+			a := s.ask(t, "GET", "/api/v1/certificates?"+query, nil)
+			if field == "" {
+				refused(t, a, 400)
+				return
+			}
 			refused(t, a, 400, field)
-		default:
-			refused(t, a, 400, field)
-		}
-		if t.Failed() {
-			t.Fatalf("at %.100s", query)
-		}
+		})
 	}
 	s.must(t, 200, "GET", "/api/v1/certificates?limit=200", nil)
 	refused(t, s.ask(t, "GET", "/api/v1/jobs/job_"+nothing+"?wait="+marker, nil), 400, "wait")
 	refused(t, s.ask(t, "GET", "/api/v1/audit?since="+marker, nil), 400, "since")
 	refused(t, s.ask(t, "GET", "/api/v1/audit/export?since="+marker, nil), 400, "since")
-	refused(t, s.ask(t, "GET", "/api/v1/audit/export?surprise="+marker, nil), 400, "surprise")
+	refused(t, s.ask(t, "GET", "/api/v1/audit/export?surprise="+marker, nil), 400, "query")
+	refused(t, s.ask(t, "GET", "/api/v1/audit/export?since=2026-01-01T00:00:00Z&since=2026-01-01T00:00:00Z", nil), 400, "query")
+	s.must(t, 200, "GET", "/api/v1/audit/export?since=2026-01-01T00:00:00Z&until=2027-01-01T00:00:00%2B01:00", nil)
 }
 
 func TestBadIdentifiersAreNotFound(t *testing.T) {
@@ -426,6 +434,10 @@ func TestTheTwoPersonRuleHolds(t *testing.T) {
 		return c.must(t, 201, "POST", "/api/v1/certificates", object{"sans": []string{name}, "profile_id": profile}).text("open_job_id")
 	}
 	job := ask(one, "one.example.org")
+	begun := time.Now()
+	if a := one.must(t, 200, "GET", "/api/v1/jobs/"+job+"?wait=1s", nil); a.text("status") != "AwaitingApproval" || time.Since(begun) < time.Second || time.Since(begun) > 5*time.Second {
+		t.Errorf("after a wait of %s: %s", time.Since(begun), a)
+	}
 	refused(t, one.ask(t, "POST", "/api/v1/jobs/"+job+"/approve", nil), 403)
 	refused(t, one.ask(t, "POST", "/api/v1/jobs/"+job+"/reject", object{"reason": "x"}), 403)
 	if got := two.must(t, 200, "POST", "/api/v1/jobs/"+job+"/approve", nil); got.text("approved_by") != "two@example.org" {

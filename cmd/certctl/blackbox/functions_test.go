@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"certctl/shared/boot/lambdatest"
+	"certctl/shared/dbtest"
 )
 
 const tickToken = "a-token-of-the-tests-0123456789"
@@ -109,6 +110,20 @@ func TestFunctionsServeAsContainers(t *testing.T) {
 		if code := f.stop(t); code != 0 {
 			t.Errorf("%s ended with %d after SIGTERM", name, code)
 		}
+	}
+}
+
+func TestFunctionsAreNotReadyOnADatabaseWithoutTheSchema(t *testing.T) {
+	t.Parallel()
+	url := dbtest.EmptyURL(t)
+	for _, name := range []string{"api", "sweep", "worker", "responder", "agentpoll"} {
+		f := function(t, name, []string{"CERTCTL_DATABASE_URL=" + url, "CERTCTL_MASTER_KEY=" + masterKey(), "CERTCTL_PUBLIC_URL=http://127.0.0.1:1", "CERTCTL_PKI_URL=http://127.0.0.1:1"})
+		if a := f.must(t, 503, "GET", "/ready", nil); !a.problem() || !strings.Contains(a.text("checks.database"), "certctl migrate") {
+			t.Errorf("%s: %s", name, a)
+		}
+	}
+	if n := number(t, database(t, url), `SELECT count(*) FROM pg_tables WHERE schemaname = 'public'`); n != 0 {
+		t.Errorf("functions made %d tables", n)
 	}
 }
 

@@ -311,7 +311,7 @@ func TestWhatWasNeverIssuedIsNeverGoodAndLeavesNoTrace(t *testing.T) {
 	if r := status(t, several, big.NewInt(7), h.ca); r.Status != ocsp.Unknown {
 		t.Errorf("second of two: %d", r.Status)
 	}
-	for _, junk := range [][]byte{nil, []byte("x"), {0x30, 0x80}, bytes.Repeat([]byte{0x30}, 70000)} {
+	for _, junk := range [][]byte{nil, []byte("x"), {0x30, 0x80}, bytes.Repeat([]byte{0x30}, 64<<10+1)} {
 		if a := h.askOCSP(t, h.iss, junk); !bytes.Equal(a.body, ocspMalformed) {
 			t.Errorf("junk of %d bytes: %x", len(junk), tail(string(a.body), 50))
 		}
