@@ -82,7 +82,7 @@ func newSite(f *testing.F) *site {
 }
 
 func (s *site) order(ctx context.Context, f *testing.F, t id.Target) cert.Certificate {
-	c, err := lifecycle.Request(ctx, s.tx, lifecycle.Wanted{SANs: []string{"fuzz.example.com"}, TargetIDs: []id.Target{t}})
+	c, err := lifecycle.Request(ctx, s.tx, lifecycle.Wanted{SANs: []string{"fuzz.example.com"}, TargetIDs: []id.Target{t}, Issue: true})
 	must(f, err)
 	return c
 }

@@ -3,6 +3,7 @@ package endpoint_test
 import (
 	"encoding/json"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -60,11 +61,22 @@ func FuzzBodiesAreTakenOrRefused(f *testing.F) {
 		if w.Code != 400 && w.Code != 409 && w.Code != 413 && w.Code != 415 {
 			t.Fatalf("%q: %d %s", body, w.Code, w.Body)
 		}
-		problemOf(t, w, w.Code)
-		if strings.Contains(w.Body.String(), submitted) {
-			t.Fatalf("the answer repeats what was sent: %s", w.Body)
-		}
+		repeatsNothing(t, w)
 	})
+}
+
+// repeatsNothing looks at the texts of a problem. The names of fields are shown where they look like names.
+func repeatsNothing(t *testing.T, w *httptest.ResponseRecorder) {
+	t.Helper()
+	p := problemOf(t, w, w.Code)
+	for field, detail := range fieldsOf(p) {
+		if strings.Contains(detail, submitted) {
+			t.Fatalf("the text about %s repeats what was sent: %s", field, detail)
+		}
+	}
+	if strings.Contains(p["detail"].(string), submitted) {
+		t.Fatalf("the answer repeats what was sent: %s", w.Body)
+	}
 }
 
 // Whatever stands in the query of a list is a page or a 400 that repeats nothing of it.
@@ -80,8 +92,6 @@ func FuzzQueriesAreTakenOrRefused(f *testing.F) {
 			return
 		}
 		problemOf(t, w, 400)
-		if strings.Contains(w.Body.String(), submitted) {
-			t.Fatalf("the answer repeats what was sent: %s", w.Body)
-		}
+		repeatsNothing(t, w)
 	})
 }
