@@ -107,7 +107,7 @@ func certificateView(c cert.Certificate, v *cert.Version, deps []deployment.Depl
 	out := Certificate{ID: c.ID, Name: c.Name, Status: string(c.Status(now)), CommonName: c.CommonName, SANs: c.SANs, IssuerID: c.IssuerID, ProfileID: c.ProfileID,
 		RenewalPolicyID: c.RenewalPolicyID, OwnerID: c.OwnerID, TeamID: c.TeamID, Environment: c.Environment, Tags: c.Tags, TargetIDs: []id.Target{}, Deployments: []Deployment{},
 		AutoRenew: c.AutoRenew, KeyCustody: string(c.KeyCustody), AgentID: c.AgentID, OpenJobID: c.OpenJobID, RenewAt: c.RenewAt, NextTryAt: c.NextTryAt, RenewReason: c.RenewReason,
-		Failures: c.Failures, CreatedBy: c.CreatedBy, CreatedAt: c.CreatedAt, UpdatedAt: c.UpdatedAt, ArchivedAt: c.ArchivedAt, Can: c.Can(now)}
+		Failures: c.Failures, CreatedBy: c.CreatedBy, CreatedAt: c.CreatedAt, UpdatedAt: c.UpdatedAt, ArchivedAt: c.ArchivedAt, Can: c.Can(now, isHeld(v))}
 	if v != nil {
 		view := versionView(*v)
 		out.CurrentVersion = &view
@@ -117,6 +117,14 @@ func certificateView(c cert.Certificate, v *cert.Version, deps []deployment.Depl
 		out.Deployments = append(out.Deployments, deploymentView(d))
 	}
 	return out
+}
+
+func isHeld(v *cert.Version) bool {
+	if v == nil {
+		return false
+	}
+	r, revoked := v.Reason()
+	return revoked && r == pki.CertificateHold
 }
 
 // certificateViews joins what a page of certificates shows: their current versions and deployments, one read each.

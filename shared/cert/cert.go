@@ -70,8 +70,9 @@ func (c Certificate) Facts() Facts {
 // Status is Facts().Status(now).
 func (c Certificate) Status(now time.Time) Status { return c.Facts().Status(now) }
 
-// Can names the actions that the certificate's state allows; who asks is judged elsewhere.
-func (c Certificate) Can(now time.Time) []string {
+// Can names the actions that the certificate's state allows; who asks is judged elsewhere. held says that the current version
+// is revoked by a hold, which can be lifted or made final.
+func (c Certificate) Can(now time.Time, held bool) []string {
 	can := []string{}
 	s := c.Status(now)
 	if s == Archived {
@@ -82,10 +83,10 @@ func (c Certificate) Can(now time.Time) []string {
 	}
 	if !c.CurrentVersionID.IsZero() {
 		can = append(can, "deploy", "export")
-		if s != Revoked && c.NotAfter != nil && c.NotAfter.After(now) {
+		if (s != Revoked || held) && c.NotAfter != nil && c.NotAfter.After(now) {
 			can = append(can, "revoke")
 		}
-		if s == Revoked {
+		if held {
 			can = append(can, "unhold")
 		}
 	}

@@ -481,15 +481,17 @@ func TestCanOffersWhatTheStatePermits(t *testing.T) {
 	for name, c := range map[string]struct {
 		cert cert.Certificate
 		want string
+		held bool
 	}{
-		"archived": {cert.Certificate{ArchivedAt: &past}, ""},
-		"new":      {cert.Certificate{OpenJobID: id.New[id.Job]()}, "update"},
-		"active":   {cert.Certificate{CurrentVersionID: id.New[id.Version](), NotAfter: &future}, "renew archive deploy export revoke update"},
-		"expired":  {cert.Certificate{CurrentVersionID: id.New[id.Version](), NotAfter: &past}, "renew archive deploy export update"},
-		"revoked":  {cert.Certificate{CurrentVersionID: id.New[id.Version](), NotAfter: &future, RevokedAt: &past}, "renew archive deploy export unhold update"},
-		"renewing": {cert.Certificate{CurrentVersionID: id.New[id.Version](), NotAfter: &future, OpenJobID: id.New[id.Job]()}, "deploy export revoke update"},
+		"archived": {cert: cert.Certificate{ArchivedAt: &past}},
+		"new":      {cert: cert.Certificate{OpenJobID: id.New[id.Job]()}, want: "update"},
+		"active":   {cert: cert.Certificate{CurrentVersionID: id.New[id.Version](), NotAfter: &future}, want: "renew archive deploy export revoke update"},
+		"expired":  {cert: cert.Certificate{CurrentVersionID: id.New[id.Version](), NotAfter: &past}, want: "renew archive deploy export update"},
+		"revoked":  {cert: cert.Certificate{CurrentVersionID: id.New[id.Version](), NotAfter: &future, RevokedAt: &past}, want: "renew archive deploy export update"},
+		"held":     {cert: cert.Certificate{CurrentVersionID: id.New[id.Version](), NotAfter: &future, RevokedAt: &past}, held: true, want: "renew archive deploy export revoke unhold update"},
+		"renewing": {cert: cert.Certificate{CurrentVersionID: id.New[id.Version](), NotAfter: &future, OpenJobID: id.New[id.Job]()}, want: "deploy export revoke update"},
 	} {
-		if got := strings.Join(c.cert.Can(now), " "); got != c.want {
+		if got := strings.Join(c.cert.Can(now, c.held), " "); got != c.want {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
 		}
 	}

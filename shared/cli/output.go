@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -195,9 +196,14 @@ func (p *printer) encode(v any) error {
 	return y.Encode(&n)
 }
 
-// plain takes JSON's braces and quotes off; what needs quotes gets them again.
+// oldWords are texts that a reader of YAML 1.1 takes for something else: truth values, numbers, times.
+var oldWords = regexp.MustCompile(`(?i)^([-+.0-9].*|y|n|yes|no|on|off)$`)
+
+// plain takes JSON's braces and quotes off. What needs quotes by YAML 1.2 gets them again from the encoder.
 func plain(n *yaml.Node) {
-	n.Style = 0
+	if n.Kind != yaml.ScalarNode || n.Tag != "!!str" || !oldWords.MatchString(n.Value) {
+		n.Style = 0
+	}
 	for _, c := range n.Content {
 		plain(c)
 	}

@@ -107,10 +107,13 @@ func TestReadsAndChangesCarryNoIdempotencyKey(t *testing.T) {
 func TestWhatCannotSucceedIsNotTriedAgain(t *testing.T) {
 	t.Parallel()
 	for name, answer := range map[string]func(w http.ResponseWriter){
-		"a conflict":      func(w http.ResponseWriter) { problem(w, 409, "") },
-		"an internal":     func(w http.ResponseWriter) { problem(w, 500, "") },
-		"a redirect":      func(w http.ResponseWriter) { w.Header().Set("Location", "/elsewhere"); w.WriteHeader(307) },
-		"a long wait":     func(w http.ResponseWriter) { w.Header().Set("Retry-After", "3600"); problem(w, 503, `,"retryable":true`) },
+		"a conflict":  func(w http.ResponseWriter) { problem(w, 409, "") },
+		"an internal": func(w http.ResponseWriter) { problem(w, 500, "") },
+		"a redirect":  func(w http.ResponseWriter) { w.Header().Set("Location", "/elsewhere"); w.WriteHeader(307) },
+		"a long wait": func(w http.ResponseWriter) {
+			w.Header().Set("Retry-After", "3600")
+			problem(w, 503, `,"retryable":true`)
+		},
 		"a page of proxy": func(w http.ResponseWriter) { w.WriteHeader(403) },
 	} {
 		n := 0

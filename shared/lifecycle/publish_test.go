@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"certctl/shared/db"
-	"certctl/shared/id"
 	"certctl/shared/job"
 	"certctl/shared/lifecycle"
 	"certctl/shared/pki"
@@ -85,24 +84,21 @@ func TestConcurrentPublishersTakeGrowingNumbersAndTheLargestIsCurrent(t *testing
 	}
 }
 
-// publishJob makes and claims a CRL job of its own, whatever waits beside it.
+// publishJob claims a CRL job: the one that waits, or a new one.
 func (h *house) publishJob(t testing.TB) *job.Lease {
 	i, g := h.local(t)
-	j := id.New[id.Job]()
-	// Made Running and expired, so that no second Pending one is needed: the table keeps one per scope.
-	for {
-		_, err := h.pool.Exec(t.Context(), `INSERT INTO jobs (id, type, runner, status, priority, issuer_id, generation_id, crl_shard, requested_by, requested_role) VALUES ($1, 'CRL', 'worker', 'Pending', 1, $2, $3, 0, 'x', 'x') ON CONFLICT DO NOTHING`, j, i.ID, g.ID)
-		if err != nil {
-			t.Error(err)
-		}
+	for range 1000 {
+		_, err := h.pool.Exec(t.Context(), `INSERT INTO jobs (id, type, runner, status, priority, issuer_id, generation_id, crl_shard, requested_by, requested_role)
+			VALUES (uuid7(), 'CRL', 'worker', 'Pending', 1, $1, $2, 0, 'x', 'x') ON CONFLICT DO NOTHING`, i.ID, g.ID)
+		must(t, err)
 		l, err := job.ClaimPending(t.Context(), h.pool, job.Claim{Type: job.CRL, Limit: 1, Lease: time.Minute, Run: "test"})
-		if err != nil {
-			t.Error(err)
-		}
+		must(t, err)
 		if len(l) == 1 {
 			return l[0]
 		}
 	}
+	t.Fatal("no CRL job can be claimed")
+	return nil
 }
 
 func TestALateCRLWithASmallerNumberIsNotCurrent(t *testing.T) {

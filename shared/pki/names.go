@@ -195,7 +195,7 @@ func isASCII(s string) bool {
 // dnsProblem says what is wrong with a lower-case DNS name as a dNSName (RFC 5280 4.2.1.6, RFC 1123 2.1), or "".
 func dnsProblem(s string) string {
 	switch {
-	case !isASCII(s):
+	case strings.ContainsFunc(s, func(r rune) bool { return r > '~' }):
 		return "must be in ASCII: write international names as A-labels (xn--…)"
 	case len(s) > 253:
 		return "must not be longer than 253 characters"
