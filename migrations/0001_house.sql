@@ -659,4 +659,4 @@ GRANT SELECT, INSERT, UPDATE ON jobs, job_attempts TO certctl_agentpoll;
 GRANT SELECT, INSERT, UPDATE, DELETE ON idempotency_keys, auth_failures TO certctl_agentpoll;
 GRANT SELECT, UPDATE (updated_at) ON certificates TO certctl_agentpoll;
 GRANT SELECT ON profiles, versions, version_blobs, blocked_keys TO certctl_agentpoll;
-GRANT SELECT (id, name, type, agent_id, config, verify, archived_at) ON targets TO certctl_agentpoll;
+GRANT SELECT (id, name, type, agent_id, config, verify, last_test, created_at, updated_at, archived_at) ON targets TO certctl_agentpoll;

@@ -203,7 +203,7 @@ func (s *server) run(ctx context.Context, dir string, plain net.Listener, died <
 		return err
 	}
 	bell, sweepBell := boot.NewBell(), boot.NewBell()
-	worker := &lifecycle.Worker{House: house, Concurrency: s.Concurrency}
+	worker := &lifecycle.Worker{House: house, Concurrency: s.Concurrency, Lease: s.Lease}
 	work := func(ctx context.Context) (any, error) { return worker.Tick(ctx) }
 	sweep := func(ctx context.Context) (any, error) {
 		defer bell.Ring(ctx)

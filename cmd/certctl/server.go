@@ -56,6 +56,8 @@ type config struct {
 	PostgresMirror string `env:"CERTCTL_POSTGRES_MIRROR" set:"a Maven repository's address"`
 	// Concurrency is how many jobs run at once.
 	Concurrency int `env:"CERTCTL_WORKER_CONCURRENCY" envDefault:"4"`
+	// Lease is how long a dead run of this worker holds its jobs: 2s to 15m. A job may run for three quarters of it.
+	Lease time.Duration `env:"CERTCTL_WORKER_LEASE" envDefault:"2m"`
 	// PollInterval is promised to agents while nothing is open.
 	PollInterval time.Duration `env:"CERTCTL_POLL_INTERVAL" envDefault:"5s"`
 }
@@ -125,6 +127,9 @@ func (s *server) urls() lifecycle.URLs {
 
 // house is everything that jobs need.
 func (s *server) house(dataDir string) (*lifecycle.House, error) {
+	if err := lifecycle.CheckLease(s.Lease); err != nil {
+		return nil, err
+	}
 	p := dial.Policy{AllowPrivate: s.PrivatePurposes()}
 	h := &lifecycle.House{Pool: s.pool, Box: s.box, URLs: s.urls(), Dial: target.DialContext(p.Dialer(dial.Verify)), Lint: certlint.Check, Log: s.log}
 	if dataDir != "" {
@@ -132,7 +137,7 @@ func (s *server) house(dataDir string) (*lifecycle.House, error) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
-		h.Targets = &target.Engine{Dir: dir, Drivers: drivers, Dial: h.Dial}
+		h.Targets = &target.Engine{Dir: dir, Drivers: drivers, Dial: h.Dial, Hook: target.CrashHook()}
 		if _, err := h.Targets.Recover(context.Background()); err != nil {
 			return nil, fmt.Errorf("undoing an interrupted deployment: %w", err)
 		}

@@ -65,7 +65,7 @@ func (k *tlsKeeper) begin(ctx context.Context, addr net.Addr) error {
 	deadline := time.Now().Add(20 * time.Second)
 	for {
 		k.ring(ctx)
-		worker := &lifecycle.Worker{House: k.house, Concurrency: 1}
+		worker := &lifecycle.Worker{House: k.house, Concurrency: 1, Lease: k.server.Lease}
 		if _, err := worker.Tick(ctx); err != nil {
 			return err
 		}
@@ -144,7 +144,12 @@ func (k *tlsKeeper) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	g, err := issuer.LatestGeneration(ctx, k.server.pool, c.IssuerID)
+	v, err := cert.VersionByID(ctx, k.server.pool, c.CurrentVersionID)
+	if err != nil {
+		return err
+	}
+	// The generation that signed it, which after a re-key is not the newest.
+	g, err := issuer.GetGeneration(ctx, k.server.pool, v.GenerationID)
 	if err != nil {
 		return err
 	}

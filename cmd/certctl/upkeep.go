@@ -32,7 +32,7 @@ func workCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			w := &lifecycle.Worker{House: h, Concurrency: s.Concurrency}
+			w := &lifecycle.Worker{House: h, Concurrency: s.Concurrency, Lease: s.Lease}
 			return boot.Tick(cmd.Context(), func(ctx context.Context) (any, error) { return w.Tick(ctx) }, boot.TickOptions{Kind: "work", Log: s.log, Once: true, Stdout: cmd.OutOrStdout()})
 		}}
 	cmd.Flags().Bool("once", true, "run once; the only way")

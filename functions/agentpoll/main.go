@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"os"
 
 	"certctl/migrations"
@@ -28,6 +29,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	log := boot.Logger(c.Common)
+	slog.SetDefault(log)
 	pool, err := c.Pool(ctx)
 	if err != nil {
 		return err

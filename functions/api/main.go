@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"os"
 
 	"certctl/migrations"
@@ -36,6 +37,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	log := boot.Logger(c.Common)
+	slog.SetDefault(log)
 	pool, err := c.Pool(ctx)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
 	"os"
 	"strings"
@@ -23,6 +24,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	log := boot.Logger(c)
+	slog.SetDefault(log)
 	pool, err := c.Pool(ctx)
 	if err != nil {
 		return err

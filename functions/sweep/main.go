@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"os"
 
 	"certctl/migrations"
@@ -19,6 +20,7 @@ func run(ctx context.Context) error {
 		return err
 	}
 	log := boot.Logger(c)
+	slog.SetDefault(log)
 	pool, err := c.Pool(ctx)
 	if err != nil {
 		return err

@@ -3,7 +3,9 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"os"
+	"time"
 
 	"certctl/migrations"
 	"certctl/shared/boot"
@@ -18,6 +20,8 @@ type config struct {
 	boot.Common
 	// Concurrency is how many jobs run at once.
 	Concurrency int `env:"CERTCTL_WORKER_CONCURRENCY" envDefault:"2"`
+	// Lease is how long a dead run of this worker holds its jobs: 2s to 15m. A job may run for three quarters of it.
+	Lease time.Duration `env:"CERTCTL_WORKER_LEASE" envDefault:"2m"`
 }
 
 func main() { boot.Main(run) }
@@ -27,7 +31,11 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := lifecycle.CheckLease(c.Lease); err != nil {
+		return err
+	}
 	log := boot.Logger(c.Common)
+	slog.SetDefault(log)
 	pool, err := c.Pool(ctx)
 	if err != nil {
 		return err
@@ -38,7 +46,7 @@ func run(ctx context.Context) error {
 	}
 	allowed := dial.Policy{AllowPrivate: c.PrivatePurposes(), Lambda: boot.OnLambda()}
 	house := &lifecycle.House{Pool: pool, Box: box, URLs: lifecycle.URLs{Public: c.PublicURL, PKI: c.PKIURL}, Dial: target.DialContext(allowed.Dialer(dial.Verify)), Lint: certlint.Check, Log: log}
-	worker := &lifecycle.Worker{House: house, Concurrency: c.Concurrency}
+	worker := &lifecycle.Worker{House: house, Concurrency: c.Concurrency, Lease: c.Lease}
 	proven := boot.Once(func(ctx context.Context) error { return lifecycle.CheckMasterKey(ctx, pool, box) })
 	tick := func(ctx context.Context) (any, error) {
 		if err := proven(ctx); err != nil {

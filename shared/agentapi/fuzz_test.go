@@ -1,6 +1,7 @@
 package agentapi_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"log/slog"
@@ -40,6 +41,7 @@ type site struct {
 	deployment id.Job
 	version    id.Version
 	request    id.Job
+	log        *bytes.Buffer // of the last request
 }
 
 func must(f *testing.F, err error) {
@@ -50,7 +52,8 @@ func must(f *testing.F, err error) {
 }
 
 func newSite(f *testing.F) *site {
-	s := &site{tx: dbtest.Tx(f)}
+	s := &site{tx: dbtest.Tx(f), log: &bytes.Buffer{}}
+	slog.SetDefault(slog.New(slog.NewTextHandler(s.log, nil))) // problems of the server are logged there
 	s.at = &moving{s.tx}
 	ctx := auth.WithActor(f.Context(), auth.Actor{Principal: "anna", Role: auth.Admin})
 	_, err := lifecycle.Start(ctx, s.tx, lifecycle.First{Box: secret.New(secret.NewMaster(secret.GenerateMasterKey()))})
@@ -88,6 +91,7 @@ func (s *site) order(ctx context.Context, f *testing.F, t id.Target) cert.Certif
 }
 
 func (s *site) call(ctx context.Context, method, path, body string) *httptest.ResponseRecorder {
+	s.log.Reset()
 	r := httptest.NewRequestWithContext(ctx, method, "/api/v1/agents/"+s.agent.String()+path, strings.NewReader(body))
 	r.Header.Set("Authorization", "Bearer "+s.credential)
 	r.Header.Set("Content-Type", "application/json")
@@ -107,7 +111,7 @@ func (s *site) post(t *testing.T, path, body string) {
 	defer func() { _ = sp.Rollback(context.WithoutCancel(t.Context())) }()
 	w := s.call(t.Context(), "POST", path, body)
 	if w.Code >= 500 || w.Code >= 300 && w.Code < 400 {
-		t.Fatalf("%q: %d %s", body, w.Code, w.Body)
+		t.Fatalf("%q: %d %s\n%s", body, w.Code, w.Body, s.log)
 	}
 	if w.Code >= 400 && w.Header().Get("Content-Type") != "application/problem+json" {
 		t.Fatalf("%d with %s", w.Code, w.Header().Get("Content-Type"))

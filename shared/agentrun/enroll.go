@@ -18,7 +18,7 @@ import (
 )
 
 // ErrToken is an enrollment token that the server does not take. Waiting does not help.
-var ErrToken = errors.New("the enrollment token is wrong, used or expired: make a new one with `certctl tokens create` and start again")
+var ErrToken = errors.New("the enrollment token is wrong, used or expired: make a new one with `certctl agent token` and start again")
 
 // ErrNoToken is a first start without a token.
 var ErrNoToken = errors.New("this agent is not enrolled: give CERTCTL_ENROLL_TOKEN, CERTCTL_ENROLL_TOKEN_FILE or --enroll-token-file")

@@ -29,7 +29,7 @@ var tokenForm = regexp.MustCompile(`^cet1_[A-Za-z0-9_-]{43}(?:\.([A-Za-z0-9_-]{4
 func TokenPin(token string) ([]byte, error) {
 	m := tokenForm.FindStringSubmatch(token)
 	if m == nil {
-		return nil, errors.New("the enrollment token is malformed: it begins with cet1_ and is copied whole from `certctl tokens create`")
+		return nil, errors.New("the enrollment token is malformed: it begins with cet1_ and is copied whole from `certctl agent token`")
 	}
 	if m[1] == "" {
 		return nil, nil

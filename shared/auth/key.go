@@ -68,10 +68,11 @@ func (n NewKey) Check(now time.Time) error {
 
 // validPrincipal keeps the namespaces of the system ("system:…") and of agents ("agent:…") out of reach: no colon.
 func validPrincipal(s string) bool {
+	s = strings.ToLower(s)
 	if s == "" || len(s) > 200 || s == Anonymous.Principal {
 		return false
 	}
-	for _, r := range strings.ToLower(s) {
+	for _, r := range s {
 		if (r < 'a' || r > 'z') && (r < '0' || r > '9') && !strings.ContainsRune("._-@+", r) {
 			return false
 		}

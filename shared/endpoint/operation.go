@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"certctl/shared/auth"
+	"certctl/shared/crash"
 	"certctl/shared/db"
 	"certctl/shared/endpoint/problem"
 	"certctl/shared/fault"
@@ -232,9 +233,11 @@ func (c *call) commit() error {
 		}
 		tx := c.tx
 		c.tx = nil
+		crash.At(crash.Answer, crash.Before)
 		if err := tx.Commit(ctx); err != nil {
 			return db.Fault(err)
 		}
+		crash.At(crash.Answer, crash.After)
 	}
 	for _, f := range c.after {
 		f(ctx)

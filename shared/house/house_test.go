@@ -48,7 +48,7 @@ func list(t *testing.T, args ...string) map[string]pkg {
 
 // layers, lowest first. A package may import lower layers, and of its own only what allowed names.
 var layers = [][]string{
-	{"fault", "id", "span", "page", "pki", "secret", "wire", "dial"},
+	{"fault", "id", "span", "page", "pki", "secret", "wire", "dial", "crash"},
 	{"db", "pglocal", "pglocal/pgfetch", "dbtest", "migrate", "backup"},
 	{"auth", "audit", "cert", "job", "revocation", "issuer", "issuer/issuertest", "issuer/localca", "issuer/localca/certlint", "target", "target/files", "target/nginx", "target/targettest", "deployment", "agent", "org"},
 	{"lifecycle"},

@@ -17,6 +17,7 @@ import (
 	"certctl/shared/audit"
 	"certctl/shared/auth"
 	"certctl/shared/cert"
+	"certctl/shared/crash"
 	"certctl/shared/db"
 	"certctl/shared/deployment"
 	"certctl/shared/fault"
@@ -155,10 +156,12 @@ func foreignAgent() error {
 
 // Enroll makes an agent from a single-use token.
 func Enroll(ctx context.Context, tx pgx.Tx, e wire.Enroll) (wire.Enrolled, error) {
+	crash.At(crash.Enroll, crash.Before)
 	a, credential, err := agent.Enroll(ctx, tx, e)
 	if err != nil {
 		return wire.Enrolled{}, err
 	}
+	crash.At(crash.Enroll, crash.After)
 	return wire.Enrolled{AgentID: a.ID, Credential: credential}, audit.RecordAs(ctx, tx, agent.Actor(a.ID), audit.Entry{Action: "agent.enrolled", ResourceType: "agent", ResourceID: a.ID.String(),
 		Details: map[string]any{"name": a.Name, "hostname": a.Hostname, "version": a.Version}})
 }
@@ -177,10 +180,12 @@ func AcceptCSR(ctx context.Context, tx pgx.Tx, a id.Agent, in wire.PostCSR) (wir
 	if err != nil {
 		return wire.CSRAccepted{}, err
 	}
+	crash.At(crash.AcceptCSR, crash.Before)
 	got, accepted, err := job.AcceptCSR(ctx, tx, a, j.ID, csr.Raw)
 	if err != nil {
 		return wire.CSRAccepted{}, err
 	}
+	crash.At(crash.AcceptCSR, crash.After)
 	if !accepted {
 		return repeatedCSR(got, csr)
 	}
@@ -268,6 +273,7 @@ func Report(ctx context.Context, tx pgx.Tx, a id.Agent, i id.Job, r wire.Report)
 	if err != nil {
 		return wire.Reported{}, err
 	}
+	crash.At(crash.Report, crash.Before)
 	switch r.Status {
 	case string(job.Running):
 		err = l.Extend(ctx, tx, AgentLease)
@@ -279,6 +285,7 @@ func Report(ctx context.Context, tx pgx.Tx, a id.Agent, i id.Job, r wire.Report)
 	default:
 		return wire.Reported{}, fault.BadField("status", "must be one of Running, Completed, Failed")
 	}
+	crash.At(crash.Report, crash.After)
 	if errors.Is(err, job.ErrLeaseLost) {
 		return wire.Reported{JobID: i, Status: r.Status}, stale(ctx, tx, l, r, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"certctl/shared/audit"
 	"certctl/shared/auth"
 	"certctl/shared/cert"
+	"certctl/shared/crash"
 	"certctl/shared/db"
 	"certctl/shared/fault"
 	"certctl/shared/id"
@@ -31,7 +32,7 @@ type First struct {
 // that has started before. It answers whether this was the first start.
 func Start(ctx context.Context, b db.Beginner, f First) (first bool, err error) {
 	ctx = auth.WithActor(ctx, auth.SystemActor("first-start"))
-	err = db.InTx(ctx, b, func(tx pgx.Tx) error {
+	err = commit(ctx, b, crash.StartCommit, func(tx pgx.Tx) error {
 		if _, err := db.Exec(ctx, tx, `SELECT pg_advisory_xact_lock(7463120254)`); err != nil {
 			return err
 		}
@@ -83,9 +84,11 @@ func firstStart(ctx context.Context, tx pgx.Tx, f First) error {
 		Details: map[string]any{"name": key.Name, "principal": key.Principal, "role": key.Role}}); err != nil {
 		return err
 	}
+	crash.At(crash.StartKeepKey, crash.Before)
 	if err := f.KeepAdminKey(text); err != nil {
 		return fmt.Errorf("keeping the admin key: %w", err)
 	}
+	crash.At(crash.StartKeepKey, crash.After)
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"certctl/shared/audit"
 	"certctl/shared/cert"
+	"certctl/shared/crash"
 	"certctl/shared/db"
 	"certctl/shared/fault"
 	"certctl/shared/id"
@@ -113,7 +114,7 @@ func (h *House) keepRequest(ctx context.Context, w *work) error {
 			return fault.New(fault.Invalid, "The agent's certificate request is missing.")
 		}
 		w.steps.VersionID, w.steps.CSR = id.New[id.Version](), l.CSR
-		if err := l.Save(ctx, h.Pool, w.steps); err != nil {
+		if err := h.keep(ctx, w); err != nil {
 			return err
 		}
 	default:
@@ -152,7 +153,17 @@ func (h *House) makeKey(ctx context.Context, w *work) error {
 	if w.steps.SealedKey, err = h.sealKey(ctx, secret.Leaf, "version_keys", "sealed", w.steps.VersionID.UUID(), key); err != nil {
 		return err
 	}
-	return w.lease.Save(ctx, h.Pool, w.steps)
+	return h.keep(ctx, w)
+}
+
+// keep stores the request's own steps under the lease.
+func (h *House) keep(ctx context.Context, w *work) error {
+	crash.At(crash.IssueKeep, crash.Before)
+	if err := w.lease.Save(ctx, h.Pool, w.steps); err != nil {
+		return err
+	}
+	crash.At(crash.IssueKeep, crash.After)
+	return nil
 }
 
 // askCA submits or polls, with every step of the driver stored under the lease before it goes on.
@@ -166,7 +177,12 @@ func (h *House) askCA(ctx context.Context, w *work) (issuer.Result, error) {
 		MustStaple: w.profile.MustStaple, PublicTLS: w.profile.PublicTLS, Checkpoint: w.steps.Driver,
 		Save: func(ctx context.Context, checkpoint []byte) error {
 			w.steps.Driver = checkpoint
-			return w.lease.Save(ctx, h.Pool, w.steps)
+			crash.At(crash.IssueSave, crash.Before)
+			if err := w.lease.Save(ctx, h.Pool, w.steps); err != nil {
+				return err
+			}
+			crash.At(crash.IssueSave, crash.After)
+			return nil
 		},
 	}
 	if len(w.steps.Handle) > 0 {
@@ -189,7 +205,7 @@ func (h *House) check(w *work, chain []*x509.Certificate) error {
 func (h *House) storeVersion(ctx context.Context, w *work, chain []*x509.Certificate) error {
 	leaf := chain[0]
 	renewAt, reason := w.policy.RenewAt(w.steps.VersionID, leaf.NotBefore, leaf.NotAfter)
-	return db.InTx(ctx, h.Pool, func(tx pgx.Tx) error {
+	return commit(ctx, h.Pool, crash.IssueStore, func(tx pgx.Tx) error {
 		if err := w.lease.Complete(ctx, tx, map[string]any{"version_id": w.steps.VersionID, "serial": pki.FormatSerial(leaf.SerialNumber)}); err != nil {
 			return err
 		}

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"sync"
 
+	"certctl/shared/crash"
 	"certctl/shared/db"
 	"certctl/shared/id"
 	"certctl/shared/issuer"
@@ -20,6 +21,8 @@ import (
 	"certctl/shared/pki"
 	"certctl/shared/secret"
 	"certctl/shared/target"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // URLs are the bases that are written into certificates and answers.
@@ -80,4 +83,19 @@ func (h *House) openKey(ctx context.Context, p secret.Purpose, table, column, ro
 	}
 	defer clear(der)
 	return pki.ParseKey(der)
+}
+
+// commit is db.InTx whose end is a recorded step: before, everything is written and nothing committed.
+func commit(ctx context.Context, b db.Beginner, step crash.Step, fn func(tx pgx.Tx) error) error {
+	err := db.InTx(ctx, b, func(tx pgx.Tx) error {
+		if err := fn(tx); err != nil {
+			return err
+		}
+		crash.At(step, crash.Before)
+		return nil
+	})
+	if err == nil {
+		crash.At(step, crash.After)
+	}
+	return err
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"certctl/shared/auth"
+	"certctl/shared/crash"
 	"certctl/shared/db"
 	"certctl/shared/id"
 	"certctl/shared/issuer"
@@ -69,22 +70,26 @@ func (h *House) publishCRL(ctx context.Context, l *job.Lease) error {
 	if err != nil {
 		return err
 	}
+	crash.At(crash.CRLBegin, crash.Before)
 	p, err := revocation.Begin(ctx, h.Pool, g.ID, *l.CRLShard)
 	if err != nil {
 		return err
 	}
+	crash.At(crash.CRLBegin, crash.After)
 	next := p.ThisUpdate.Add(CRLLifetime)
 	var out bytes.Buffer
+	crash.At(crash.CRLSign, crash.Before)
 	err = pki.WriteCRL(&out, pki.CRLParams{Issuer: ca.RawSubject, AKI: ca.SubjectKeyId, Number: big.NewInt(p.Number), ThisUpdate: p.ThisUpdate, NextUpdate: next,
 		IDP: &pki.IDP{URI: h.URLs.CRL(g.IssuerID, g.Number, *l.CRLShard, g.CRLShards)}}, p.Bytes, p.All(), signer)
 	if err != nil {
 		return err
 	}
+	crash.At(crash.CRLSign, crash.After)
 	if err := checkCRL(out.Bytes(), ca); err != nil {
 		return err
 	}
 	sum := sha256.Sum256(out.Bytes())
-	return db.InTx(ctx, h.Pool, func(tx pgx.Tx) error {
+	return commit(ctx, h.Pool, crash.CRLSwap, func(tx pgx.Tx) error {
 		if err := l.Complete(ctx, tx, map[string]any{"number": p.Number, "entries": len(p.Entries)}); err != nil {
 			return err
 		}
@@ -136,14 +141,19 @@ func (h *House) issueResponder(ctx context.Context, l *job.Lease) error {
 	}
 	c, err := ca.ResponderCertificate(ctx, localca.ResponderRequest{PublicKey: key.Public(), TTL: responderLifetime, Checkpoint: steps.Driver, Save: func(ctx context.Context, checkpoint []byte) error {
 		steps.Driver = checkpoint
-		return l.Save(ctx, h.Pool, steps)
+		crash.At(crash.ResponderSave, crash.Before)
+		if err := l.Save(ctx, h.Pool, steps); err != nil {
+			return err
+		}
+		crash.At(crash.ResponderSave, crash.After)
+		return nil
 	}})
 	if err != nil {
 		return err
 	}
 	r := revocation.NewResponder{ID: steps.ResponderID, GenerationID: g.ID, Certificate: c.Raw, SealedKey: steps.SealedKey, NotBefore: c.NotBefore, NotAfter: c.NotAfter,
 		RenewAt: c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2)}
-	return db.InTx(ctx, h.Pool, func(tx pgx.Tx) error {
+	return commit(ctx, h.Pool, crash.ResponderStore, func(tx pgx.Tx) error {
 		if err := l.Complete(ctx, tx, map[string]any{"serial": pki.FormatSerial(c.SerialNumber), "not_after": c.NotAfter}); err != nil {
 			return err
 		}
@@ -174,5 +184,10 @@ func (h *House) responderKey(ctx context.Context, l *job.Lease) (steps responder
 	if steps.SealedKey, err = h.sealKey(ctx, secret.OCSP, "ocsp_responders", "sealed_key", steps.ResponderID.UUID(), key); err != nil {
 		return steps, nil, err
 	}
-	return steps, key, l.Save(ctx, h.Pool, steps)
+	crash.At(crash.ResponderKeep, crash.Before)
+	if err := l.Save(ctx, h.Pool, steps); err != nil {
+		return steps, nil, err
+	}
+	crash.At(crash.ResponderKeep, crash.After)
+	return steps, key, nil
 }

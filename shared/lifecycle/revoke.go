@@ -9,6 +9,7 @@ import (
 	"certctl/shared/audit"
 	"certctl/shared/auth"
 	"certctl/shared/cert"
+	"certctl/shared/crash"
 	"certctl/shared/db"
 	"certctl/shared/fault"
 	"certctl/shared/id"
@@ -47,9 +48,11 @@ func Revoke(ctx context.Context, tx pgx.Tx, i id.Certificate, version id.Version
 	if v.GenerationID.IsZero() {
 		return out, askToRevoke(ctx, tx, &out, c, v, reason)
 	}
+	crash.At(crash.Revoke, crash.Before)
 	if err := markRevoked(ctx, tx, v, reason); err != nil {
 		return out, err
 	}
+	crash.At(crash.Revoke, crash.After)
 	out.Certificate, err = cert.Get(ctx, tx, i)
 	return out, err
 }

@@ -7,6 +7,7 @@ import (
 
 	"certctl/shared/agent"
 	"certctl/shared/auth"
+	"certctl/shared/crash"
 	"certctl/shared/db"
 	"certctl/shared/job"
 
@@ -90,11 +91,13 @@ SELECT count(*) FROM made`
 // renewSlice makes the jobs of up to slice due certificates.
 func renewSlice(ctx context.Context, q db.Querier) (int64, error) {
 	a := auth.ActorOf(ctx)
+	crash.At(crash.SweepSlice, crash.Before)
 	n, err := db.Scalar[int64](ctx, q, renewDue, pgx.NamedArgs{"n": slice, "priority": job.Background, "approve": job.ApproveWithin, "csr": job.CSRWithin,
 		"by": a.Principal, "role": a.Role, "request": auth.RequestIDOf(ctx)})
 	if err != nil {
 		return 0, fmt.Errorf("enqueueing due renewals: %w", err)
 	}
+	crash.At(crash.SweepSlice, crash.After)
 	return n, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"certctl/shared/audit"
+	"certctl/shared/crash"
 	"certctl/shared/db"
 	"certctl/shared/deployment"
 	"certctl/shared/job"
@@ -13,7 +14,7 @@ import (
 
 // reap is job.Reap with the record of what ended by it.
 func reap(ctx context.Context, b db.Beginner) (r job.Reaped, err error) {
-	err = db.InTx(ctx, b, func(tx pgx.Tx) error {
+	err = commit(ctx, b, crash.Reap, func(tx pgx.Tx) error {
 		if r, err = job.Reap(ctx, tx); err != nil {
 			return err
 		}
@@ -24,7 +25,7 @@ func reap(ctx context.Context, b db.Beginner) (r job.Reaped, err error) {
 
 // expire is job.Expire with the record of what it ended; it answers how many.
 func expire(ctx context.Context, b db.Beginner) (n int64, err error) {
-	err = db.InTx(ctx, b, func(tx pgx.Tx) error {
+	err = commit(ctx, b, crash.Expire, func(tx pgx.Tx) error {
 		ended, err := job.Expire(ctx, tx)
 		if err != nil {
 			return err

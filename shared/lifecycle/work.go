@@ -10,15 +10,27 @@ import (
 	"time"
 
 	"certctl/shared/auth"
+	"certctl/shared/crash"
+	"certctl/shared/fault"
 	"certctl/shared/id"
 	"certctl/shared/job"
 )
 
-// The bounds of one run. The lease outlives the longest run, so that only a dead run's lease expires.
+// The bounds of a lease, and the usual one. A run is ended after three quarters of its lease, so that only a dead run's lease
+// expires. A short lease finds dead runs sooner and gives each job less time.
 const (
-	Lease  = 2 * time.Minute
-	runFor = 90 * time.Second
+	Lease    = 2 * time.Minute
+	MinLease = 2 * time.Second
+	MaxLease = 15 * time.Minute
 )
+
+// CheckLease refuses a lease that is out of bounds.
+func CheckLease(d time.Duration) error {
+	if d < MinLease || d > MaxLease {
+		return fault.New(fault.Invalid, "CERTCTL_WORKER_LEASE is out of range: set %s to %s.", MinLease, MaxLease)
+	}
+	return nil
+}
 
 // Worked is what a worker tick did.
 type Worked struct {
@@ -33,8 +45,9 @@ type Worked struct {
 // Worker runs jobs.
 type Worker struct {
 	House       *House
-	Concurrency int    // jobs that run at once; 0: 4
-	Run         string // names this process in job_attempts; empty: made up
+	Concurrency int           // jobs that run at once; 0: 4
+	Run         string        // names this process in job_attempts; empty: made up
+	Lease       time.Duration // of each job; 0: Lease
 
 	runs map[job.Type]func(context.Context, *job.Lease) error
 	once sync.Once
@@ -44,6 +57,9 @@ func (w *Worker) init() {
 	h := w.House
 	if w.Concurrency == 0 {
 		w.Concurrency = 4
+	}
+	if w.Lease == 0 {
+		w.Lease = Lease
 	}
 	if w.Run == "" {
 		w.Run = "worker-" + id.New[id.Job]().Suffix()
@@ -74,11 +90,15 @@ func (w *Worker) Tick(ctx context.Context) (Worked, error) {
 			out.Left = true
 			break
 		}
-		leases, err := job.ClaimPending(ctx, w.House.Pool, job.Claim{Limit: free, Lease: Lease, Run: w.Run})
+		crash.At(crash.Claim, crash.Before)
+		leases, err := job.ClaimPending(ctx, w.House.Pool, job.Claim{Limit: free, Lease: w.Lease, Run: w.Run})
 		if err != nil {
 			w.free(slots, free)
 			running.Wait()
 			return out, err
+		}
+		if len(leases) > 0 {
+			crash.At(crash.Claim, crash.After)
 		}
 		w.free(slots, free-len(leases))
 		out.Claimed += int64(len(leases))
@@ -137,7 +157,7 @@ func (w *Worker) run(ctx context.Context, l *job.Lease, out *Worked) {
 		atomic.AddInt64(&out.Released, 1)
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, runFor)
+	ctx, cancel := context.WithTimeout(ctx, w.Lease*3/4)
 	defer cancel()
 	start := time.Now()
 	err := w.dispatch(actingFor(ctx, l), l)

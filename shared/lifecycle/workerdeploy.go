@@ -9,7 +9,7 @@ import (
 
 	"certctl/shared/agent"
 	"certctl/shared/cert"
-	"certctl/shared/db"
+	"certctl/shared/crash"
 	"certctl/shared/fault"
 	"certctl/shared/id"
 	"certctl/shared/job"
@@ -29,6 +29,8 @@ func (h *House) DeployFromWorker(ctx context.Context, l *job.Lease) error {
 	switch {
 	case err == nil, errors.Is(err, job.ErrLeaseLost):
 		return err
+	case ctx.Err() != nil: // told to stop, or out of time: whatever the driver or the probe made of that says nothing about the target
+		return settle(ctx, h.Pool, l, ctx.Err())
 	case final(err):
 		return failDeployment(detached(ctx), h.Pool, l, err)
 	}
@@ -71,7 +73,12 @@ func (h *House) sealToAgent(ctx context.Context, l *job.Lease, w wantedNow) erro
 	if err != nil {
 		return err
 	}
-	return l.HandOver(ctx, h.Pool, job.Agent, deployCheckpoint{Key: jwe, KeyVersion: w.version.ID})
+	crash.At(crash.DeploySeal, crash.Before)
+	if err := l.HandOver(ctx, h.Pool, job.Agent, deployCheckpoint{Key: jwe, KeyVersion: w.version.ID}); err != nil {
+		return err
+	}
+	crash.At(crash.DeploySeal, crash.After)
+	return nil
 }
 
 // openLeafKey answers the PKCS#8 of a server-held key.
@@ -128,7 +135,7 @@ func (h *House) deployHere(ctx context.Context, l *job.Lease, w wantedNow) error
 	if err != nil {
 		return fault.Wrap(err, fault.Conflict, "%s", err.Error())
 	}
-	return db.InTx(detached(ctx), h.Pool, func(tx pgx.Tx) error {
+	return commit(detached(ctx), h.Pool, crash.DeployComplete, func(tx pgx.Tx) error {
 		return completeDeployment(ctx, tx, l, receipt, receipt.ServedFingerprint == fingerprint(chain[0]))
 	})
 }
@@ -151,13 +158,15 @@ func (h *House) probeInstalled(ctx context.Context, l *job.Lease, w wantedNow) e
 	if err != nil {
 		return err
 	}
+	crash.At(crash.DeployProbe, crash.Before)
 	served, err := target.Probe(ctx, h.Dial, w.target.Verify.Address, target.Want{Chain: chain, ServerName: w.target.Verify.ServerName})
 	if err != nil {
 		return fault.Wrap(err, fault.Conflict, "The agent installed the certificate, but from the worker it is not seen served: %s.", err.Error())
 	}
+	crash.At(crash.DeployProbe, crash.After)
 	r := cp.Receipt
 	r.ServedFingerprint, r.ServedSerial, r.ProbedAddress = served.Fingerprint, served.Serial, w.target.Verify.Address
-	return db.InTx(detached(ctx), h.Pool, func(tx pgx.Tx) error { return completeDeployment(ctx, tx, l, r, true) })
+	return commit(detached(ctx), h.Pool, crash.DeployComplete, func(tx pgx.Tx) error { return completeDeployment(ctx, tx, l, r, true) })
 }
 
 // KeyPair opens a server-held version for use in this process, e.g. by its own TLS listener.

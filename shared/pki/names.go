@@ -170,9 +170,23 @@ func (n *Names) addURI(s string) string {
 	if u.Opaque == "" && u.Host == "" {
 		return "must be a URI with a host"
 	}
+	if u.Host != "" && !goodLabels(u.Host) {
+		return "must be a URI whose host has labels of 1 to 63 characters"
+	}
 	u.Scheme, u.Host = strings.ToLower(u.Scheme), strings.ToLower(u.Host)
 	n.URIs = appendNew(n.URIs, u.String())
 	return ""
+}
+
+// goodLabels is what crypto/x509 asks of a URI's host (with its port) when it reads a request or a certificate: a name that
+// passes here and not there would be accepted and could never be issued. Host names of URIs may have underscores (SPIFFE).
+func goodLabels(host string) bool {
+	for l := range strings.SplitSeq(host, ".") {
+		if l == "" || len(l) > 63 {
+			return false
+		}
+	}
+	return len(host) <= 253
 }
 
 func (n *Names) addEmail(s string) string {

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -130,11 +131,19 @@ func (a answer) String() string {
 	return fmt.Sprintf("%d %s %s", a.status, a.header.Get("Content-Type"), tail(string(a.body), 1500))
 }
 
-// get reads a member of the JSON body by a dotted path; nil if it is null or not there.
+// get reads a member of the JSON body by a dotted path, with a number for an element of a list; nil if it is null or not there.
 func (a answer) get(path string) any {
 	var v any
 	_ = json.Unmarshal(a.body, &v)
 	for name := range strings.SplitSeq(path, ".") {
+		if list, ok := v.([]any); ok {
+			i, err := strconv.Atoi(name)
+			if err != nil || i < 0 || i >= len(list) {
+				return nil
+			}
+			v = list[i]
+			continue
+		}
 		m, _ := v.(map[string]any)
 		v = m[name]
 	}

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"time"
 
+	"certctl/shared/crash"
 	"certctl/shared/fault"
 	"certctl/shared/issuer"
 	"certctl/shared/pki"
@@ -166,10 +167,12 @@ func (c *CA) issue(ctx context.Context, s step) (*x509.Certificate, *Generation,
 	if err := ctx.Err(); err != nil {
 		return nil, nil, fmt.Errorf("localca: before signing: %w", err)
 	}
+	crash.At(crash.IssueSign, crash.Before)
 	der, err := pki.SignTBS(tbs, gen.Signer)
 	if err != nil {
 		return nil, nil, fmt.Errorf("localca: %w", err)
 	}
+	crash.At(crash.IssueSign, crash.After)
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
 		return nil, nil, fmt.Errorf("localca: reading the signed certificate: %w", err)
