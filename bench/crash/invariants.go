@@ -31,7 +31,7 @@ const (
 )
 
 // told asks for exactly one audit event of an action for each row of a query (resource, key, value): its resource, and
-// details->>key = value unless key is ''.
+// details->>key = value unless key is ”.
 func told(action, rows string) string {
 	return `SELECT r.resource || ' has ' || count(e.id) || ' events ` + action + ` of ' || r.value FROM (` + rows + `) AS r(resource, key, value)
 		LEFT JOIN audit_events e ON e.action = '` + action + `' AND e.resource_id = r.resource AND (r.key = '' OR e.details->>r.key = r.value)

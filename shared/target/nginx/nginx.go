@@ -58,11 +58,7 @@ func (c Config) layout(b *target.Bundle) ([]target.File, error) {
 	// nginx serves what stands in ssl_certificate and has no directive for a chain apart, so the chain is always there;
 	// chain_path gets the intermediates once more, for ssl_trusted_certificate.
 	if c.ChainPath != "" {
-		chain := b.IntermediatesPEM()
-		if len(b.Chain) == 1 { // a root signs the leaf itself, and nginx refuses an empty file
-			chain = b.LeafPEM()
-		}
-		files = append(files, target.File{Role: target.RoleChain, Field: "chain_path", Path: c.ChainPath, Content: chain})
+		files = append(files, target.File{Role: target.RoleChain, Field: "chain_path", Path: c.ChainPath, Content: b.IntermediatesPEM()})
 	}
 	return append(files,
 		target.File{Role: target.RoleCert, Field: "cert_path", Path: c.CertPath, Content: b.FullChainPEM()},
