@@ -75,16 +75,4 @@ func cpuTree(pid int) time.Duration {
 	return sum
 }
 
-// peak is the largest resident set that this process had, in bytes.
-func peak() int64 {
-	b, _ := os.ReadFile("/proc/self/status")
-	for line := range strings.SplitSeq(string(b), "\n") {
-		if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			n, _ := strconv.ParseInt(strings.Fields(v)[0], 10, 64)
-			return n << 10
-		}
-	}
-	return 0
-}
-
 func mega(bytes int64) string { return fmt.Sprintf("%d MB", bytes>>20) }

@@ -212,14 +212,6 @@ func plain(n *yaml.Node) {
 // ago is how long something is past: "5m", "3d".
 func (p *printer) ago(t time.Time) string { return span(p.now().Sub(t)) }
 
-// agoOr is ago, or "-" for never.
-func (p *printer) agoOr(t *time.Time) string {
-	if t == nil {
-		return "-"
-	}
-	return p.ago(*t)
-}
-
 // when is a moment seen from now: "in 41d", "5m ago", "-" for never.
 func (p *printer) when(t *time.Time) string {
 	if t == nil {

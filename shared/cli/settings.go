@@ -24,8 +24,6 @@ func (x *settings) flags(c *cobra.Command) {
 	c.Flags().StringArrayVar(&x.big, "set-file", nil, "a setting as name=FILE, whose content is the value: for secrets and PEM; may be repeated")
 }
 
-func (x settings) given() bool { return x.file != "" || len(x.set)+len(x.big) > 0 }
-
 // secretNames are settings that do not belong on a command line, where every process of the host can read them.
 var secretNames = regexp.MustCompile(`(?i)(password|secret|token|_key|^key_pem|credential)s?$`)
 

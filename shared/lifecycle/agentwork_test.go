@@ -321,7 +321,7 @@ func TestAKeyHeldByTheServerReachesOnlyItsAgentAndForItsVersion(t *testing.T) {
 	if len(w.Jobs) != 1 || w.Jobs[0].Target.Key == "" || w.Jobs[0].Target.VersionID != c.CurrentVersionID {
 		t.Fatalf("%+v", w)
 	}
-	jwe, err := jose.ParseEncrypted(w.Jobs[0].Target.Key, []jose.KeyAlgorithm{jose.ECDH_ES}, []jose.ContentEncryption{jose.A256GCM})
+	jwe, err := jose.ParseEncryptedCompact(w.Jobs[0].Target.Key, []jose.KeyAlgorithm{jose.ECDH_ES}, []jose.ContentEncryption{jose.A256GCM})
 	must(t, err)
 	der, err := jwe.Decrypt(a.key)
 	must(t, err)
