@@ -242,12 +242,16 @@ type foreign struct {
 	answer  error
 	wrong   bool // issues for other names
 	polls   int  // how often it answers Pending
+	asked   func(issuer.Request)
 	submits int
 	ca      *localca.CA
 }
 
 func (f *foreign) Submit(ctx context.Context, r issuer.Request) (issuer.Result, error) {
 	f.submits++
+	if f.asked != nil {
+		f.asked(r)
+	}
 	if f.answer != nil {
 		return nil, f.answer
 	}
@@ -312,6 +316,24 @@ func TestASlowCAIsPolledAndSpendsNoAttempt(t *testing.T) {
 	v := h.version(t, h.cert(t, c.ID).CurrentVersionID)
 	if ca.submits != 1 || !v.GenerationID.IsZero() {
 		t.Errorf("%d submissions, generation %s", ca.submits, v.GenerationID)
+	}
+}
+
+func TestKeyAndRequestAreStoredBeforeACAIsAsked(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	ca := &foreign{}
+	c := h.request(t, lifecycle.Wanted{IssuerID: h.foreignIssuer(t, ca)})
+	ca.asked = func(r issuer.Request) {
+		csr, err := pki.ParseCSR(r.CSR)
+		must(t, err)
+		if spki := pki.SPKIHash(csr.PublicKey); string(h.kept(t, c.OpenJobID)) != string(spki[:]) || count(t, h.pool, `jobs WHERE id = $1 AND checkpoint ? 'sealed_key'`, c.OpenJobID) != 1 {
+			t.Error("the CA is asked about a key that no record holds")
+		}
+	}
+	must(t, h.Issue(t.Context(), h.claim(t, job.Issuance)))
+	if ca.submits != 1 {
+		t.Errorf("%d submissions", ca.submits)
 	}
 }
 
