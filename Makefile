@@ -9,7 +9,7 @@ ARCH ?= $(shell $(GO) env GOARCH)
 TOOL := $(GO) tool -modfile=.ci/tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build functions run test test-go lint generate verify openapi-lint clean
+.PHONY: help setup build functions run test test-go lint generate verify openapi-lint clean crash-test
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ test-go: ## Go tests with the race detector on a real Postgres, and the coverage
 	@.ci/test-go
 
 lint: ## gofmt, vet, staticcheck, gosec (high)
-	@test -z "$$(gofmt -l cmd functions migrations shared web)" || { gofmt -l cmd functions migrations shared web; echo "run gofmt -w"; exit 1; }
+	@test -z "$$(gofmt -l bench cmd functions migrations shared web)" || { gofmt -l bench cmd functions migrations shared web; echo "run gofmt -w"; exit 1; }
 	$(GO) vet ./...
 	$(TOOL) staticcheck ./...
 	$(TOOL) gosec -quiet -severity high -confidence medium -exclude-generated ./...
@@ -51,3 +51,6 @@ openapi-lint: verify ## the OpenAPI document has no lint errors
 
 clean: ## remove what was built
 	rm -rf bin dist
+
+crash-test: ## kill the programs at every recorded step, cut their connections, end their database, and look for what is lost or doubled
+	$(GO) test -tags crashtest -count=1 -timeout 30m -parallel 4 ./shared/crash ./bench/crash $(CRASH_FLAGS)

@@ -61,6 +61,8 @@ var Invariants = []Invariant{
 		GROUP BY j.id HAVING count(v.id) <> CASE WHEN j.status = 'Completed' AND j.type IN ` + issuance + ` THEN 1 ELSE 0 END`},
 	{Name: "the job's result is its version", SQL: `SELECT type_id('job', j.id) || ' says ' || coalesce(j.result::text, 'nothing') FROM jobs j JOIN versions v ON v.job_id = j.id
 		WHERE j.result->>'version_id' IS DISTINCT FROM type_id('ver', v.id) OR j.result->>'serial' IS DISTINCT FROM ltrim(encode(v.serial, 'hex'), '0')`},
+	{Name: "a version is what was recorded before it was signed", SQL: `SELECT type_id('ver', v.id) FROM versions v JOIN jobs j ON j.id = v.job_id WHERE v.generation_id IS NOT NULL
+		AND convert_from(decode(j.checkpoint->>'driver', 'base64'), 'UTF8')::jsonb->>'serial' IS DISTINCT FROM ltrim(encode(v.serial, 'hex'), '0')`},
 	{Name: "a serial is given once", SQL: `SELECT encode(serial, 'hex') || ' has ' || count(*) FROM versions GROUP BY coalesce(generation_id, issuer_id), serial HAVING count(*) > 1`},
 	{Name: "a version is whole", SQL: `SELECT type_id('ver', v.id) FROM versions v JOIN certificates c ON c.id = v.certificate_id LEFT JOIN version_blobs b ON b.version_id = v.id LEFT JOIN version_keys k ON k.version_id = v.id
 		WHERE b.chain IS NULL OR sha256(b.chain[1]) <> v.fingerprint OR (k.sealed IS NOT NULL) <> (c.key_custody = 'server')`},
@@ -102,7 +104,8 @@ var Invariants = []Invariant{
 	{Name: "audited: failed deployments", SQL: told("deployment.failed", `SELECT type_id('crt', certificate_id), 'job_id', type_id('job', id) FROM jobs WHERE type = 'Deployment' AND status = 'Failed'`)},
 	{Name: "audited: generations", SQL: told("issuer.generation_added", `SELECT type_id('iss', issuer_id), 'generation', number::text FROM ca_generations`)},
 	{Name: "audited: keys", SQL: told("key.created", `SELECT type_id('key', id), '', '' FROM api_keys`)},
-	{Name: "audited: agents", SQL: told("agent.enrolled", `SELECT type_id('agt', id), '', '' FROM agents`)},
+	// A repeated enrollment, whose first answer was lost, makes a new credential and says so too.
+	{Name: "audited: agents", SQL: `SELECT type_id('agt', id) FROM agents a WHERE NOT EXISTS (SELECT 1 FROM audit_events e WHERE e.action = 'agent.enrolled' AND e.resource_id = type_id('agt', a.id))`},
 	{Name: "the trail is sealed", SQL: `SELECT type_id('evt', id) FROM audit_events WHERE leaf_hash <> sha256('\x00'::bytea || canonical)`},
 }
 

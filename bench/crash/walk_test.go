@@ -65,7 +65,10 @@ var scenes = []scene{
 	{operation: "deployment, probed", steps: []steps.Step{steps.Claim, steps.DeployProbe, steps.DeployComplete}, prepare: installed, act: worker},
 	{operation: "expired lease (worker)", steps: []steps.Step{steps.Reap}, prepare: oneAbandoned, act: worker},
 	{operation: "expired lease (sweep)", steps: []steps.Step{steps.Reap}, prepare: oneAbandoned, act: sweep},
-	{operation: "late request (sweep)", steps: []steps.Step{steps.Expire}, prepare: oneLate, act: sweep, after: func(h *house) { h.whileAPI(func() { h.call("POST", h.certificate("/renew"), object{}) }) }},
+	{operation: "late request (sweep)", steps: []steps.Step{steps.Expire}, prepare: oneLate, act: sweep, after: func(h *house) {
+		h.once("sweep")
+		h.whileAPI(func() { h.call("POST", h.certificate("/renew"), object{}) })
+	}},
 	{operation: "due certificates (sweep)", steps: []steps.Step{steps.SweepSlice}, prepare: threeDue, act: sweep},
 	{operation: "enrollment", steps: []steps.Step{steps.Enroll, steps.Answer}, prepare: token, act: apiUnderAgent},
 	{operation: "certificate request", steps: []steps.Step{steps.AcceptCSR, steps.Answer}, prepare: func(h *house) { h.wantOnAgent("") }, act: apiUnderAgent},
@@ -86,7 +89,11 @@ func without(all []string, drop ...string) (out []string) {
 	return out
 }
 
-func died(h *house, p *process) bool { h.Helper(); killed, _ := p.wait(h, 30*time.Second); return killed }
+func died(h *house, p *process) bool {
+	h.Helper()
+	killed, _ := p.wait(h, 30*time.Second)
+	return killed
+}
 
 func worker(h *house, armed string) bool { return h.once("work", armed) }
 func sweep(h *house, armed string) bool  { return h.once("sweep", armed) }
@@ -312,7 +319,7 @@ func lostPoll(h *house) {
 // finish restarts everything until all work has ended.
 func (h *house) finish(s scene) {
 	p := h.api()
-	defer p.stop(h)
+	defer func() { p.stop(h) }()
 	withAgent := h.number(`SELECT count(*) FROM agents`) > 0 || exists(filepath.Join(h.dir, "token"))
 	if s.after != nil {
 		p.stop(h)
@@ -343,9 +350,9 @@ func (h *house) finish(s scene) {
 func exists(path string) bool { _, err := os.Stat(path); return err == nil }
 
 type row struct {
-	operation, step, moment                                    string
+	operation, step, moment                                string
 	serials, signatures, versions, responders, deployments int
-	verdict                                                    string
+	verdict                                                string
 }
 
 // TestWalk kills a program before and after each recorded step, in every operation that meets it.
@@ -364,10 +371,13 @@ func TestWalk(t *testing.T) {
 				for _, m := range []steps.Moment{steps.Before, steps.After} {
 					t.Run(fmt.Sprintf("%s/%s/%s", s.operation, step, m), func(t *testing.T) {
 						t.Parallel()
-						r := walk(t, s, step, m)
-						mu.Lock()
-						defer mu.Unlock()
-						rows, walked[step] = append(rows, r), true
+						r := row{operation: s.operation, step: string(step), moment: string(m), verdict: "FAILED"}
+						defer func() {
+							mu.Lock()
+							defer mu.Unlock()
+							rows, walked[step] = append(rows, r), true
+						}()
+						walk(t, s, step, m, &r)
 					})
 				}
 			}
@@ -386,13 +396,7 @@ func TestWalk(t *testing.T) {
 	report(t, rows, len(walked), time.Since(start))
 }
 
-func walk(t *testing.T, s scene, step steps.Step, m steps.Moment) (r row) {
-	r = row{operation: s.operation, step: string(step), moment: string(m), verdict: "FAILED"}
-	defer func() {
-		if t.Failed() {
-			r.verdict = "FAILED"
-		}
-	}()
+func walk(t *testing.T, s scene, step steps.Step, m steps.Moment, r *row) {
 	var h *house
 	if s.operation == "first start" {
 		h = empty(t)
@@ -405,7 +409,7 @@ func walk(t *testing.T, s scene, step steps.Step, m steps.Moment) (r row) {
 	}
 	if !s.act(h, steps.Variable+"="+string(step)+":"+string(m)) {
 		t.Errorf("no process died at %s %s: the step is not met", m, step)
-		return r
+		return
 	}
 	if s.operation == "first start" {
 		h.serve().stop(h)
@@ -422,13 +426,16 @@ func walk(t *testing.T, s scene, step steps.Step, m steps.Moment) (r row) {
 	if r.serials != r.versions+r.responders {
 		t.Errorf("%d serials were recorded for %d versions and %d responders", r.serials, r.versions, r.responders)
 	}
-	r.verdict = "ok"
-	return r
+	if !t.Failed() {
+		r.verdict = "ok"
+	}
 }
 
 func report(t *testing.T, rows []row, walked int, took time.Duration) {
 	slices.SortStableFunc(rows, func(a, b row) int {
-		of := func(r row) int { return slices.IndexFunc(scenes, func(s scene) bool { return s.operation == r.operation }) }
+		of := func(r row) int {
+			return slices.IndexFunc(scenes, func(s scene) bool { return s.operation == r.operation })
+		}
 		at := func(r row) int { return slices.Index(scenes[of(r)].steps, steps.Step(r.step)) }
 		return 100*(of(a)-of(b)) + 2*(at(a)-at(b)) - strings.Compare(a.moment, b.moment)
 	})

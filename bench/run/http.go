@@ -12,13 +12,13 @@ import (
 	"encoding/base64"
 	"fmt"
 	"math/big"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"certctl/bench/fleet"
@@ -198,8 +198,9 @@ func (b *bench) opensslOCSP(ctx context.Context, n int) (*peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := exec.Command("openssl", "ocsp", "-index", "index.txt", "-port", port, "-rsigner", "ca.pem", "-rkey", "ca.key", "-CA", "ca.pem", "-ndays", "1") // #nosec G204 -- a benchmark
+	c := exec.Command("openssl", "ocsp", "-index", "index.txt", "-port", port, "-rsigner", "ca.pem", "-rkey", "ca.key", "-CA", "ca.pem", "-ndays", "1", "-timeout", "5") // #nosec G204 -- a benchmark
 	c.Dir = dir
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := c.Start(); err != nil {
 		return nil, err
 	}
@@ -220,13 +221,14 @@ func (b *bench) opensslOCSP(ctx context.Context, n int) (*peer, error) {
 	}
 	raw := request("POST", "/", der, []string{"Content-Type: application/ocsp-request"})
 	p.shot = shot{addr: p.addr, want: 200, fresh: true, raw: func(int64) []byte { return raw }}
+	// A connection without a request would occupy it: it is asked until it answers.
 	for range 100 {
-		if conn, err := net.Dial("tcp", p.addr); err == nil {
-			return p, conn.Close()
+		if err = shootOnce(p.shot); err == nil {
+			return p, ctx.Err()
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	return p, ctx.Err()
+	return p, fmt.Errorf("openssl ocsp does not answer: %w", err)
 }
 
 // poll measures an agent's empty poll.

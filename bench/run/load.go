@@ -90,7 +90,7 @@ func shootUntil(s shot, end time.Time, n *atomic.Int64) (times []float64, err er
 			_ = c.Close()
 		}
 	}()
-	for time.Now().Before(end) {
+	for first := true; first || time.Now().Before(end); first = false {
 		i := n.Add(1)
 		start := time.Now()
 		if c == nil {
@@ -98,6 +98,9 @@ func shootUntil(s shot, end time.Time, n *atomic.Int64) (times []float64, err er
 				return times, err
 			}
 			in = bufio.NewReaderSize(c, 8<<10)
+		}
+		if err = c.SetDeadline(start.Add(10 * time.Second)); err != nil {
+			return times, err
 		}
 		if _, err = c.Write(s.raw(i)); err != nil {
 			return times, err
@@ -121,6 +124,13 @@ func shootUntil(s shot, end time.Time, n *atomic.Int64) (times []float64, err er
 		}
 	}
 	return times, nil
+}
+
+// shootOnce sends one request.
+func shootOnce(s shot) error {
+	var n atomic.Int64
+	_, err := shootUntil(s, time.Now(), &n)
+	return err
 }
 
 // etag is the tag of an answer.

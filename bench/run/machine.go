@@ -76,3 +76,15 @@ func cpuTree(pid int) time.Duration {
 }
 
 func mega(bytes int64) string { return fmt.Sprintf("%d MB", bytes>>20) }
+
+// peak is the largest resident set that a process has had, in bytes.
+func peak(pid int) int64 {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for line := range strings.SplitSeq(string(b), "\n") {
+		if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			n, _ := strconv.ParseInt(strings.Fields(v)[0], 10, 64)
+			return n << 10
+		}
+	}
+	return 0
+}

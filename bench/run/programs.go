@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -51,6 +52,7 @@ func (b *bench) serve(name string, env []string) (*program, time.Duration, error
 	}
 	p := &program{cmd: exec.Command(b.bins[name]), addr: "127.0.0.1:" + port} // #nosec G204 -- built above
 	p.cmd.Env = append(env, "PORT="+port)
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	began := time.Now()
 	if err := p.cmd.Start(); err != nil {
 		return nil, 0, err

@@ -28,12 +28,12 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// moving is where the edge's transactions begin: each input gets a savepoint of its own.
+// moving is where the edge's transactions begin: what an input does is rolled back.
 type moving struct{ db.Beginner }
 
 // site is an agent with one running deployment and one certificate that waits for its request.
 type site struct {
-	tx         pgx.Tx
+	pool       db.Beginner
 	at         *moving
 	edge       http.Handler
 	agent      id.Agent
@@ -52,30 +52,33 @@ func must(f *testing.F, err error) {
 }
 
 func newSite(f *testing.F) *site {
-	s := &site{tx: dbtest.Tx(f), log: &bytes.Buffer{}}
+	s := &site{pool: dbtest.Pool(f), log: &bytes.Buffer{}}
 	slog.SetDefault(slog.New(slog.NewTextHandler(s.log, nil))) // problems of the server are logged there
-	s.at = &moving{s.tx}
+	s.at = &moving{s.pool}
 	ctx := auth.WithActor(f.Context(), auth.Actor{Principal: "anna", Role: auth.Admin})
-	_, err := lifecycle.Start(ctx, s.tx, lifecycle.First{Box: secret.New(secret.NewMaster(secret.GenerateMasterKey()))})
+	_, err := lifecycle.Start(ctx, s.pool, lifecycle.First{Box: secret.New(secret.NewMaster(secret.GenerateMasterKey()))})
 	must(f, err)
-	_, token, err := agent.NewToken(ctx, s.tx, nil, time.Hour, nil)
+	tx, err := s.pool.Begin(ctx)
 	must(f, err)
-	e, err := lifecycle.Enroll(ctx, s.tx, wire.Enroll{Token: token, Name: "fuzzed"})
+	_, token, err := agent.NewToken(ctx, tx, nil, time.Hour, nil)
+	must(f, err)
+	e, err := lifecycle.Enroll(ctx, tx, wire.Enroll{Token: token, Name: "fuzzed"})
 	must(f, err)
 	s.agent, s.credential = e.AgentID, e.Credential
-	t, err := deployment.InsertTarget(ctx, s.tx, deployment.Target{ID: id.New[id.Target](), Name: "t", Type: "files", AgentID: s.agent, Config: json.RawMessage(`{"cert_path":"/a","key_path":"/b"}`)}, nil)
+	t, err := deployment.InsertTarget(ctx, tx, deployment.Target{ID: id.New[id.Target](), Name: "t", Type: "files", AgentID: s.agent, Config: json.RawMessage(`{"cert_path":"/a","key_path":"/b"}`)}, nil)
 	must(f, err)
-	s.request = s.order(ctx, f, t.ID).OpenJobID
-	c := s.order(ctx, f, t.ID)
+	s.request = s.order(ctx, f, tx, t.ID).OpenJobID
+	c := s.order(ctx, f, tx, t.ID)
 	s.version = id.New[id.Version]()
-	_, err = db.Exec(ctx, s.tx, `WITH v AS (INSERT INTO versions (id, certificate_id, issuer_id, job_id, serial, not_before, not_after, fingerprint, spki_sha256, key_algorithm)
+	_, err = db.Exec(ctx, tx, `WITH v AS (INSERT INTO versions (id, certificate_id, issuer_id, job_id, serial, not_before, not_after, fingerprint, spki_sha256, key_algorithm)
 		VALUES ($1, $2, $3, $4, '\x01', now(), now() + interval '1 day', sha256('a'), sha256('b'), 'ecdsa-p256')) UPDATE jobs SET status = 'Completed', completed_at = now() WHERE id = $4`,
 		s.version, c.ID, c.IssuerID, c.OpenJobID)
 	must(f, err)
-	j, err := job.Enqueue(ctx, s.tx, job.New{Type: job.Deployment, CertificateID: c.ID, TargetID: t.ID, Runner: job.Agent, AgentID: s.agent})
+	j, err := job.Enqueue(ctx, tx, job.New{Type: job.Deployment, CertificateID: c.ID, TargetID: t.ID, Runner: job.Agent, AgentID: s.agent})
 	must(f, err)
 	s.deployment = j.ID
-	rt := endpoint.New(endpoint.Config{Pool: s.at, Authenticate: agentapi.Authenticate(s.tx), Log: slog.New(slog.DiscardHandler)})
+	must(f, tx.Commit(ctx))
+	rt := endpoint.New(endpoint.Config{Pool: s.at, Authenticate: agentapi.Authenticate(s.pool), Log: slog.New(slog.DiscardHandler)})
 	agentapi.Mount(rt, agentapi.Config{Pool: s.at, Idle: time.Minute})
 	s.edge = rt
 	if w := s.call(f.Context(), "GET", "/work", ""); w.Code != 200 || !strings.Contains(w.Body.String(), s.deployment.String()) {
@@ -84,8 +87,8 @@ func newSite(f *testing.F) *site {
 	return s
 }
 
-func (s *site) order(ctx context.Context, f *testing.F, t id.Target) cert.Certificate {
-	c, err := lifecycle.Request(ctx, s.tx, lifecycle.Wanted{SANs: []string{"fuzz.example.com"}, TargetIDs: []id.Target{t}, Issue: true})
+func (s *site) order(ctx context.Context, f *testing.F, tx pgx.Tx, t id.Target) cert.Certificate {
+	c, err := lifecycle.Request(ctx, tx, lifecycle.Wanted{SANs: []string{"fuzz.example.com"}, TargetIDs: []id.Target{t}, Issue: true})
 	must(f, err)
 	return c
 }
@@ -101,14 +104,14 @@ func (s *site) call(ctx context.Context, method, path, body string) *httptest.Re
 	return w
 }
 
-// post sends one body in a savepoint of its own and wants an answer that is no error of the server.
+// post sends one body, which is undone afterwards, and wants an answer that is no error of the server.
 func (s *site) post(t *testing.T, path, body string) {
-	sp, err := s.tx.Begin(t.Context())
+	tx, err := s.pool.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.at.Beginner = sp
-	defer func() { _ = sp.Rollback(context.WithoutCancel(t.Context())) }()
+	s.at.Beginner = tx
+	defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
 	w := s.call(t.Context(), "POST", path, body)
 	if w.Code >= 500 || w.Code >= 300 && w.Code < 400 {
 		t.Fatalf("%q: %d %s\n%s", body, w.Code, w.Body, s.log)
@@ -150,14 +153,14 @@ func FuzzEnrollmentsAreTakenOrRefused(f *testing.F) {
 		f.Add(body)
 	}
 	f.Fuzz(func(t *testing.T, body string) {
-		sp, err := s.tx.Begin(t.Context())
+		tx, err := s.pool.Begin(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.at.Beginner = sp
-		defer func() { _ = sp.Rollback(context.WithoutCancel(t.Context())) }()
+		s.at.Beginner = tx
+		defer func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) }()
 		if strings.Contains(body, "TOKEN") {
-			_, token, err := agent.NewToken(t.Context(), sp, nil, time.Hour, nil)
+			_, token, err := agent.NewToken(t.Context(), tx, nil, time.Hour, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,6 +1,7 @@
 package endpoint_test
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -8,36 +9,24 @@ import (
 	"testing"
 
 	"certctl/shared/db"
-	"certctl/shared/dbtest"
-
-	"github.com/jackc/pgx/v5"
 )
 
-// fuzzed is the sample on a transaction that every input gets a savepoint of.
+// fuzzed is the sample on a database of its own; what an input does is rolled back.
 func fuzzed(f *testing.F) (h http.Handler, isolate func(t *testing.T)) {
-	tx := dbtest.Tx(f)
-	if _, err := tx.Exec(f.Context(), `CREATE TEMP TABLE things (id uuid PRIMARY KEY, name text NOT NULL, created_at timestamptz NOT NULL DEFAULT clock_timestamp())`); err != nil {
-		f.Fatal(err)
-	}
-	at := &moving{Beginner: tx}
+	pool := withTable(f)
+	at := &moving{Beginner: pool}
 	return house(at), func(t *testing.T) {
-		sp, err := tx.Begin(t.Context())
+		tx, err := pool.Begin(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		at.Beginner = sp
-		t.Cleanup(func() { rollBack(t, sp) })
+		at.Beginner = tx
+		t.Cleanup(func() { _ = tx.Rollback(context.WithoutCancel(t.Context())) })
 	}
 }
 
 // moving is where the sample's transactions begin.
 type moving struct{ db.Beginner }
-
-func rollBack(t *testing.T, tx pgx.Tx) {
-	if err := tx.Rollback(t.Context()); err != nil && t.Context().Err() == nil {
-		t.Error(err)
-	}
-}
 
 const submitted = "zQ7marker"
 

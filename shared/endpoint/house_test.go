@@ -201,7 +201,7 @@ func house(pool db.Beginner, more ...func(*endpoint.Router)) *endpoint.Router {
 	return rt
 }
 
-func withTable(t *testing.T) db.Beginner {
+func withTable(t testing.TB) db.Beginner {
 	t.Helper()
 	pool := dbtest.Pool(t)
 	if _, err := pool.Exec(t.Context(), `CREATE TABLE things (id uuid PRIMARY KEY, name text NOT NULL, created_at timestamptz NOT NULL DEFAULT clock_timestamp())`); err != nil {

@@ -35,10 +35,11 @@ type Reaped struct {
 }
 
 // Reap turns expired leases back to Pending, or to Failed when no attempt is left. It is the first statement of every sweep
-// and worker tick.
+// and worker tick. What comes back queues up behind its equals: at the head, programs that die again and again would spend
+// all attempts of the same few jobs, and a job that kills its program would be the next one's first.
 func Reap(ctx context.Context, q db.Querier) (r Reaped, err error) {
 	rows, err := db.Many[Ended](ctx, q, `WITH expired AS (SELECT id, lease_no FROM jobs WHERE status = 'Running' AND leased_until < now() ORDER BY leased_until LIMIT 10000 FOR UPDATE SKIP LOCKED),
-		j AS (UPDATE jobs SET attempts = attempts + 1, leased_until = NULL,
+		j AS (UPDATE jobs SET attempts = attempts + 1, leased_until = NULL, scheduled_at = now(),
 			last_error = 'the run that held this job ended without an answer',
 			status = CASE WHEN attempts + 1 >= max_attempts THEN 'Failed' ELSE 'Pending' END,
 			completed_at = CASE WHEN attempts + 1 >= max_attempts THEN now() END

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"certctl/shared/agent"
-	"certctl/shared/auth"
 	"certctl/shared/cert"
 	"certctl/shared/deployment"
 	"certctl/shared/fault"
@@ -391,5 +390,4 @@ func TestEnrollmentIsToldWithoutSecrets(t *testing.T) {
 	if n := count(t, h.pool, `audit_events WHERE details::text LIKE '%' || $1 || '%'`, secret); n != 0 {
 		t.Error("the trail holds a credential")
 	}
-	_ = auth.Anonymous
 }

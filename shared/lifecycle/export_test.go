@@ -8,6 +8,3 @@ import (
 
 // SetSigner puts a signer in the place of a generation's own.
 func (h *House) SetSigner(g id.Generation, s crypto.Signer) { h.signers.Store(g, s) }
-
-// SealTo is how a key held by the server reaches an agent.
-var SealTo = sealTo

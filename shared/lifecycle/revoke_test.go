@@ -176,11 +176,10 @@ func TestARevokedCertificateIsRenewedByHandOnly(t *testing.T) {
 	if got := h.cert(t, c.ID); got.RevokedAt != nil || got.RenewAt == nil || got.Status(time.Now()) != cert.Active {
 		t.Errorf("%+v", got)
 	}
-	old, err := inTx(t, h.pool, func(ctx context.Context, tx pgx.Tx) (lifecycle.Revoked, error) {
+	_, err = inTx(t, h.pool, func(ctx context.Context, tx pgx.Tx) (lifecycle.Revoked, error) {
 		return lifecycle.Revoke(ctx, tx, c.ID, c.CurrentVersionID, pki.KeyCompromise)
 	})
 	wantFault(t, err, fault.AlreadyRevoked)
-	_ = old
 }
 
 func TestAnEarlierVersionThatIsStillValidCanBeRevoked(t *testing.T) {

@@ -102,7 +102,6 @@ func TestEachFunctionNeedsNoMoreThanItsRole(t *testing.T) {
 	must(t, err)
 	worker.work(t)
 	out.servesWhatIsPublished(t, h, h.version(t, c.CurrentVersionID))
-	_ = agent.Actor
 }
 
 func (h *house) enrollWith(t testing.TB, token, name string) host {

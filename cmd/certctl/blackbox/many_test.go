@@ -108,7 +108,7 @@ func TestKilledWorkersLoseAndDoubleNothing(t *testing.T) {
 		for i := range workers {
 			workers[i] = begin(t, s.beside("CERTCTL_POOL_SIZE=5", "CERTCTL_LOG_LEVEL=warn"), certctl(t), "work", "--once")
 		}
-		time.Sleep(time.Duration(150+rand.IntN(350)) * time.Millisecond)
+		time.Sleep(time.Duration(150+rand.IntN(350)) * time.Millisecond) // #nosec G404 -- when to kill needs no secret
 		for _, w := range workers {
 			w.kill()
 		}
