@@ -213,7 +213,7 @@ func TestTheReserveIsAtMostAQuarter(t *testing.T) {
 	}
 }
 
-func TestReadySaysWhichCheckFailedWithinTwoSeconds(t *testing.T) {
+func TestReadySaysWhichCheckFailedAndDoesNotWaitForADeafOne(t *testing.T) {
 	t.Parallel()
 	srv := httptest.NewServer(Ready(discard(),
 		Check{"database", func(context.Context) error { return nil }},
@@ -225,7 +225,7 @@ func TestReadySaysWhichCheckFailedWithinTwoSeconds(t *testing.T) {
 	defer srv.Close()
 	start := time.Now()
 	res, body := send(t, "GET", srv.URL, "")
-	if took := time.Since(start); took > 2*time.Second {
+	if took := time.Since(start); took > 3500*time.Millisecond {
 		t.Errorf("answered after %s", took)
 	}
 	var doc struct {
