@@ -9,7 +9,7 @@ ARCH ?= $(shell $(GO) env GOARCH)
 TOOL := $(GO) tool -modfile=.ci/tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build functions run test test-go lint generate verify openapi-lint clean crash-test
+.PHONY: help setup build functions run test test-go lint generate verify openapi-lint bench bench-quick fuzz clean crash-test
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,15 @@ verify: ## what is generated is fresh
 
 openapi-lint: verify ## the OpenAPI document has no lint errors
 	@cd web && npx --no-install redocly lint --config redocly.yaml ../shared/api/openapi/openapi.json
+
+bench: ## the product beside limits and peers, whole (about a quarter of an hour; BENCH_FLAGS="-part crl,ocsp" or -huge)
+	@$(GO) run ./bench/run $(BENCH_FLAGS)
+
+bench-quick: ## every part of the benchmark, small
+	@$(GO) run ./bench/run -quick $(BENCH_FLAGS)
+
+fuzz: ## each fuzz target for FUZZ_TIME (60s)
+	@.ci/fuzz $(or $(FUZZ_TIME),60s)
 
 clean: ## remove what was built
 	rm -rf bin dist

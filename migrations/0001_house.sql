@@ -23,12 +23,23 @@ CREATE FUNCTION uuid7() RETURNS uuid LANGUAGE sql VOLATILE PARALLEL SAFE AS $$
 $$;
 -- +goose StatementEnd
 
--- A TypeID from a uuid: prefix, underscore, 26 digits of Crockford's base32 (TypeID v0.3), as shared/id writes it.
+-- A TypeID from a uuid: prefix, underscore, 26 digits of Crockford's base32 (TypeID v0.3), as shared/id writes it. The first
+-- octet makes two digits, then each five octets make eight. In Postgres shifts and & | bind alike, hence the parentheses.
 -- +goose StatementBegin
-CREATE FUNCTION type_id(prefix text, u uuid) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
-  SELECT prefix || '_' || string_agg(substr('0123456789abcdefghjkmnpqrstvwxyz', substring(b FROM 1 + 5 * i FOR 5)::bit(5)::int + 1, 1), '' ORDER BY i)
-  FROM (SELECT (B'00' || ('x' || replace(u::text, '-', ''))::bit(128)) AS b) x, generate_series(0, 25) AS i
-$$;
+CREATE FUNCTION type_id(prefix text, u uuid) RETURNS text LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+DECLARE
+  d CONSTANT text := '0123456789abcdefghjkmnpqrstvwxyz';
+  b CONSTANT bytea := uuid_send(u);
+  n bigint;
+  s text := prefix || '_' || substr(d, 1 + (get_byte(b, 0) >> 5), 1) || substr(d, 1 + (get_byte(b, 0) & 31), 1);
+BEGIN
+  FOR i IN 1..11 BY 5 LOOP
+    n := (get_byte(b, i)::bigint << 32) | (get_byte(b, i + 1)::bigint << 24) | (get_byte(b, i + 2) << 16) | (get_byte(b, i + 3) << 8) | get_byte(b, i + 4);
+    s := s || substr(d, 1 + (n >> 35)::int, 1) || substr(d, 1 + ((n >> 30) & 31)::int, 1) || substr(d, 1 + ((n >> 25) & 31)::int, 1) || substr(d, 1 + ((n >> 20) & 31)::int, 1)
+      || substr(d, 1 + ((n >> 15) & 31)::int, 1) || substr(d, 1 + ((n >> 10) & 31)::int, 1) || substr(d, 1 + ((n >> 5) & 31)::int, 1) || substr(d, 1 + (n & 31)::int, 1);
+  END LOOP;
+  RETURN s;
+END $$;
 -- +goose StatementEnd
 
 -- The instance: exists once the first start has committed. canary is a sealed constant that proves the master key.

@@ -98,13 +98,13 @@ var certificates = `INSERT INTO certificates (id, name, common_name, sans, issue
 		CASE WHEN NOT @narrow THEN ` + uuidOf("v") + ` END, CASE WHEN NOT @narrow THEN CASE kind WHEN 'due' THEN now() + interval '15 days' ELSE now() + interval '20 days' + (i % 2300) * interval '17 minutes' END END,
 		CASE kind WHEN 'revoked' THEN date_trunc('second', now()) - interval '1 day' END,
 		CASE kind WHEN 'due' THEN now() - (i % 3600) * interval '1 second' WHEN 'revoked' THEN NULL ELSE now() + interval '1 day' + (i % 43200) * interval '1 minute' END,
-		'two thirds of the lifetime', 'bench', now() - interval '365 days' + i * interval '365 days' / @n, CASE kind WHEN 'archived' THEN now() END
+		'two thirds of the lifetime', 'bench', now() - interval '365 days' + (i::float8 / @n) * interval '365 days', CASE kind WHEN 'archived' THEN now() END
 	FROM (SELECT i, 'svc-' || i || '.team-' || i % 200 || '.example.com' AS host, ` + kindOf + ` AS kind FROM generate_series(0::bigint, @n::bigint - 1) AS i) x,
 		(SELECT id FROM issuers ORDER BY created_at LIMIT 1) iss, (SELECT id FROM profiles ORDER BY created_at LIMIT 1) prf, (SELECT id FROM renewal_policies ORDER BY created_at LIMIT 1) rpl`
 
 var jobs = `INSERT INTO jobs (id, type, runner, status, certificate_id, issuer_id, lease_no, lease_run, requested_by, requested_role, created_at, started_at, completed_at, result)
 	SELECT ` + uuidOf("j") + `, 'Renewal', 'worker', 'Completed', ` + uuidOf("c") + `, iss.id, 1, 'bench', 'system:sweep', 'system', at, at, at, jsonb_build_object('serial', i)
-	FROM (SELECT i, now() - interval '365 days' + i * interval '365 days' / @n AS at FROM generate_series(0::bigint, @n::bigint - 1) AS i) x, (SELECT id FROM issuers ORDER BY created_at LIMIT 1) iss`
+	FROM (SELECT i, now() - interval '365 days' + (i::float8 / @n) * interval '365 days' AS at FROM generate_series(0::bigint, @n::bigint - 1) AS i) x, (SELECT id FROM issuers ORDER BY created_at LIMIT 1) iss`
 
 var attempts = `INSERT INTO job_attempts (job_id, lease_no, claimant, started_at, ended_at, outcome)
 	SELECT ` + uuidOf("j") + `, 1, 'bench', now() - interval '1 day', now() - interval '1 day', 'completed' FROM generate_series(0::bigint, @n::bigint - 1) AS i`
@@ -112,7 +112,7 @@ var attempts = `INSERT INTO job_attempts (job_id, lease_no, claimant, started_at
 var versions = `INSERT INTO versions (id, certificate_id, issuer_id, generation_id, job_id, serial, not_before, not_after, fingerprint, spki_sha256, key_algorithm, revoked_at, revocation_reason, status_changed_at, created_at)
 	SELECT ` + uuidOf("v") + `, ` + uuidOf("c") + `, g.issuer_id, g.id, ` + uuidOf("j") + `, ` + serialOf + `, now() - interval '27 days', now() + interval '20 days', sha256(('f' || i)::bytea), sha256(('k' || i)::bytea), 'ecdsa-p256',
 		CASE kind WHEN 'revoked' THEN date_trunc('second', now()) - interval '1 day' END, CASE kind WHEN 'revoked' THEN 0 END, CASE kind WHEN 'revoked' THEN now() - interval '1 day' END,
-		now() - interval '365 days' + i * interval '365 days' / @n
+		now() - interval '365 days' + (i::float8 / @n) * interval '365 days'
 	FROM (SELECT i, ` + kindOf + ` AS kind FROM generate_series(0::bigint, @n::bigint - 1) AS i) x, (SELECT id, issuer_id FROM ca_generations ORDER BY created_at LIMIT 1) g`
 
 var blobs = `INSERT INTO version_blobs (version_id, chain, csr) SELECT ` + uuidOf("v") + `, ARRAY[convert_to(rpad(md5(i::text), @blob, md5(i::text)), 'UTF8')], convert_to(rpad(md5('r' || i), @blob, md5('r' || i)), 'UTF8')

@@ -31,7 +31,8 @@ type postgres struct {
 	cmd      *exec.Cmd
 }
 
-var settings = []string{"listen_addresses=", "fsync=on", "synchronous_commit=on", "shared_buffers=1GB", "max_wal_size=8GB", "jit=off", "max_connections=200", "checkpoint_timeout=15min", "autovacuum_naptime=10s"}
+var settings = []string{"listen_addresses=", "fsync=on", "synchronous_commit=on", "shared_buffers=1GB", "max_wal_size=8GB", "jit=off", "max_connections=200", "checkpoint_timeout=15min", "autovacuum_naptime=10s",
+	"shared_preload_libraries=pg_stat_statements", "pg_stat_statements.track_planning=on", "pg_stat_statements.track=none"}
 
 func startPostgres(ctx context.Context, dir string) (*postgres, error) {
 	p := &postgres{dir: filepath.Join(dir, "pg")}

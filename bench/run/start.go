@@ -36,7 +36,7 @@ func (b *bench) start(ctx context.Context) error {
 		}
 		ms := times.median(name)
 		b.report.add(figure{what: name + ": start to first 200", value: fmt.Sprintf("%.1f ms", ms), against: fmt.Sprintf("net/http %.1f ms", bare), ratio: ms / bare, goal: atMost(least),
-			why: "package init of what it links (pgx, and in the worker zlint)"})
+			why: "it links more than net/http; which package costs what was not traced"})
 	}
 	for _, name := range names[1:] {
 		size, zipped, err := sizes(b.bins[name])

@@ -141,7 +141,7 @@ func rotate(ctx context.Context, tx pgx.Tx, in *agentPath) (*rotateOutput, error
 // maxRun bounds the name of an agent's run.
 const maxRun = 100
 
-// work answers a poll. The route is public for the router, because the one statement authenticates too.
+// work answers a poll. The route is public for the router, because its first statement authenticates.
 func (e *edge) work(w http.ResponseWriter, r *http.Request) {
 	named, err := id.Parse[id.Agent](r.PathValue("id"))
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"time"
 
 	"certctl/shared/db"
@@ -168,18 +169,27 @@ const targetFree = `(type <> 'Deployment' OR NOT EXISTS (SELECT 1 FROM jobs r WH
 
 // The lateral join is lazy: it starts at a random shard and asks further ones only until the batch is full, so claimants do
 // not walk over each other's locked rows. Strict priority holds inside a shard.
-var claimPending = `WITH c AS (UPDATE jobs SET status = 'Running', lease_no = lease_no + 1, leased_until = now() + @lease::interval, lease_run = @run, started_at = coalesce(started_at, now())
+//
+// The limit and the type stand in the text: as parameters they make every known plan look cheaper than the kept one, so that
+// Postgres would plan the statement at each claim, which took longer than to run it.
+func claimPending(typed bool, n int) string {
+	limit, ofType := strconv.Itoa(n), ""
+	if typed {
+		ofType = "AND type = @type"
+	}
+	return `WITH c AS (UPDATE jobs SET status = 'Running', lease_no = lease_no + 1, leased_until = now() + @lease::interval, lease_run = @run, started_at = coalesce(started_at, now())
 	WHERE id = ANY(ARRAY(SELECT j.id FROM generate_series(@s::int, @s::int + 15) AS r(s) CROSS JOIN LATERAL (
 		SELECT id FROM jobs WHERE shard = (r.s % 16)::smallint AND status = 'Pending' AND runner = 'worker' AND scheduled_at <= now()
-			AND (@type::text = '' OR type = @type::text) AND ` + targetFree + `
-		ORDER BY priority, scheduled_at, id LIMIT @n FOR UPDATE SKIP LOCKED) j LIMIT @n))
+			` + ofType + ` AND ` + targetFree + `
+		ORDER BY priority, scheduled_at, id LIMIT ` + limit + ` FOR UPDATE SKIP LOCKED) j LIMIT ` + limit + `))
 	RETURNING ` + columns + `), a AS (INSERT INTO job_attempts (job_id, lease_no, claimant) SELECT id, lease_no, @run FROM c)
 	SELECT * FROM c ORDER BY priority, scheduled_at, id`
+}
 
 // ClaimPending takes up to limit due jobs of the worker: one statement, Pending to Running, disjoint from every other claim.
 func ClaimPending(ctx context.Context, q db.Querier, c Claim) ([]*Lease, error) {
 	for limit := c.Limit; ; limit = 1 {
-		jobs, err := db.Many[Job](ctx, q, claimPending, pgx.NamedArgs{"type": c.Type, "n": limit, "lease": c.Lease, "run": c.Run, "s": rand.IntN(16)}) // #nosec G404 -- spreading load needs no secret
+		jobs, err := db.Many[Job](ctx, q, claimPending(c.Type != "", limit), pgx.NamedArgs{"type": c.Type, "lease": c.Lease, "run": c.Run, "s": rand.IntN(16)}) // #nosec G404 -- spreading load needs no secret
 		// Two pending deployments of one target can meet in one batch; alone, one of them passes.
 		if db.Constraint(err) == "jobs_one_running_deployment" && limit > 1 {
 			continue

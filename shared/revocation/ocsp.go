@@ -77,27 +77,28 @@ type Answer struct {
 	Now       time.Time // the database clock, so that all instances use one
 }
 
+// $1 issuer, $2 serial, $3 key hash, $4 whether that is SHA-256.
 const state = `SELECT g.id, g.issuer_id, g.name_sha1, g.key_sha1, g.name_sha256, g.key_sha256, g.not_after,
 		r.id, r.certificate, r.sealed_key, r.not_after,
 		v.serial IS NOT NULL, coalesce(v.revocation_exempt, false), v.revoked_at, v.revocation_reason, v.status_changed_at, now()
 	FROM ca_generations g
 	LEFT JOIN LATERAL (SELECT id, certificate, sealed_key, not_after FROM ocsp_responders o WHERE o.generation_id = g.id AND o.not_before <= now() AND o.not_after > now()
 		ORDER BY o.not_before DESC, o.id DESC LIMIT 1) r ON true
-	LEFT JOIN versions v ON v.generation_id = g.id AND v.serial = @serial
-	WHERE g.issuer_id = @issuer`
+	LEFT JOIN versions v ON v.generation_id = g.id AND v.serial = $2
+	WHERE g.issuer_id = $1`
 
-const byHash = state + ` AND CASE WHEN @sha256 THEN g.key_sha256 = @key ELSE g.key_sha1 = @key END ORDER BY g.number DESC LIMIT 1`
+const byHash = state + ` AND CASE WHEN $4 THEN g.key_sha256 = $3 ELSE g.key_sha1 = $3 END ORDER BY g.number DESC LIMIT 1`
 
 const bySerial = state + ` ORDER BY (v.serial IS NOT NULL) DESC, g.number DESC LIMIT 1`
 
 // Ask reads the state behind one question to an issuer's responder: one statement.
 func Ask(ctx context.Context, q db.Querier, i id.Issuer, qu Question) (Answer, error) {
-	return scanAnswer(q.QueryRow(ctx, byHash, pgx.NamedArgs{"issuer": i, "serial": qu.Serial, "key": qu.KeyHash, "sha256": qu.Hash == crypto.SHA256}))
+	return scanAnswer(q.QueryRow(ctx, byHash, i, qu.Serial, qu.KeyHash, qu.Hash == crypto.SHA256))
 }
 
 // AskSerial is Ask for a bare serial: the generation that issued it answers, else the newest.
 func AskSerial(ctx context.Context, q db.Querier, i id.Issuer, serial []byte) (Answer, error) {
-	return scanAnswer(q.QueryRow(ctx, bySerial, pgx.NamedArgs{"issuer": i, "serial": serial}))
+	return scanAnswer(q.QueryRow(ctx, bySerial, i, serial))
 }
 
 func scanAnswer(row pgx.Row) (Answer, error) {
