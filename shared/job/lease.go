@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"strconv"
 	"time"
 
@@ -218,21 +217,25 @@ var claimByAgent = `WITH c AS (UPDATE jobs SET status = 'Running', lease_no = le
 		SELECT id, target_id, priority, scheduled_at FROM jobs WHERE agent_id = @agent AND status = 'Pending' AND runner = 'agent' AND scheduled_at <= now()
 			AND ` + targetFree + `
 		ORDER BY priority, scheduled_at, id LIMIT @n FOR UPDATE SKIP LOCKED) p ORDER BY target_id, priority, scheduled_at, id) d))
-	RETURNING ` + columns + `), a AS (INSERT INTO job_attempts (job_id, lease_no, claimant) SELECT id, lease_no, @run FROM c)`
+	RETURNING ` + columns + `), a AS (INSERT INTO job_attempts (job_id, lease_no, claimant) SELECT id, lease_no, @run FROM c)
+	SELECT * FROM (SELECT * FROM c
+		UNION ALL SELECT ` + columns + ` FROM jobs WHERE agent_id = @agent AND runner = 'agent' AND status = 'Running' AND lease_run = @run AND @run <> '' AND leased_until > now()
+		UNION ALL SELECT ` + columns + ` FROM jobs WHERE agent_id = @agent AND status = 'AwaitingCSR' AND csr_deadline > now()) w
+	ORDER BY priority, scheduled_at, id`
 
 // ClaimPendingByAgent takes the agent's due jobs, adds those that are leased to this run already (an answer may have been
-// lost) and its AwaitingCSR work in place: one statement.
+// lost; a run without a name has none) and its AwaitingCSR work in place: one statement.
 func ClaimPendingByAgent(ctx context.Context, q db.Querier, agent id.Agent, c Claim) ([]Job, error) {
-	jobs, err := db.Many[Job](ctx, q, claimByAgent+`
-		SELECT * FROM c
-		UNION ALL SELECT `+columns+` FROM jobs WHERE agent_id = @agent AND runner = 'agent' AND status = 'Running' AND lease_run = @run AND leased_until > now()
-		UNION ALL SELECT `+columns+` FROM jobs WHERE agent_id = @agent AND status = 'AwaitingCSR' AND csr_deadline > now()`,
-		pgx.NamedArgs{"agent": agent, "n": c.Limit, "lease": c.Lease, "run": c.Run})
-	if db.Constraint(err) == "jobs_one_running_deployment" {
-		return nil, nil // another poll of this agent took it in this moment
+	args := pgx.NamedArgs{"agent": agent, "n": c.Limit, "lease": c.Lease, "run": c.Run}
+	jobs, err := db.Many[Job](ctx, q, claimByAgent, args)
+	if db.Constraint(err) == "jobs_one_running_deployment" { // another poll of this agent took the target in this moment
+		args["n"] = 0
+		jobs, err = db.Many[Job](ctx, q, claimByAgent, args)
 	}
-	slices.SortStableFunc(jobs, func(a, b Job) int { return a.ScheduledAt.Compare(b.ScheduledAt) })
-	return jobs, err
+	if err != nil {
+		return nil, fmt.Errorf("claiming an agent's jobs: %w", err)
+	}
+	return jobs, nil
 }
 
 // AgentLease is the lease that an agent names in a report. The fence is checked by the outcome itself.

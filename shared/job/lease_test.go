@@ -438,6 +438,20 @@ func byAgent(t testing.TB, q db.Querier, a id.Agent, run string) []job.Job {
 	return got
 }
 
+// Two polls without a run's name may be two processes: what one of them holds is not the other's.
+func TestARunWithoutANameGetsNothingAgain(t *testing.T) {
+	t.Parallel()
+	tx := dbtest.Tx(t)
+	r := makeRecord(t, tx, 1, 1)
+	enqueue(t, tx, job.New{Type: job.Deployment, CertificateID: r.certs[0], TargetID: r.targets[0], Runner: job.Agent, AgentID: r.agent})
+	if got := byAgent(t, tx, r.agent, ""); len(got) != 1 {
+		t.Fatalf("%d jobs at the first poll", len(got))
+	}
+	if got := byAgent(t, tx, r.agent, ""); len(got) != 0 {
+		t.Errorf("%d jobs were handed out again", len(got))
+	}
+}
+
 func TestAnAgentGetsItsOwnWorkAgainInTheSameRunOnly(t *testing.T) {
 	t.Parallel()
 	tx := dbtest.Tx(t)

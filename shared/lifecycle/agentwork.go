@@ -57,38 +57,19 @@ const greetSQL = `WITH a AS (SELECT id, credential_hash, previous_credential_has
 			OR a.poll_seconds <> $3 OR (a.previous_credential_hash IS NOT NULL AND a.credential_hash = $2)))
 	SELECT credential_hash, previous_credential_hash, EXISTS (SELECT 1 FROM jobs j WHERE j.agent_id = $1 AND j.status IN ('Pending','AwaitingCSR','Running')) FROM a`
 
-// workSQL claims what is due and hands out again what this run has in hand. $1 agent, $2 how many, $3 lease, $4 run.
-const workSQL = `WITH open AS (SELECT id, runner, status, target_id, priority, scheduled_at, lease_run, leased_until, csr_deadline FROM jobs
-		WHERE agent_id = $1 AND status IN ('Pending','AwaitingCSR','Running')),
-	pick AS (SELECT DISTINCT ON (o.target_id) o.id FROM open o WHERE o.runner = 'agent' AND o.status = 'Pending' AND o.scheduled_at <= now()
-		AND NOT EXISTS (SELECT 1 FROM jobs r WHERE r.type = 'Deployment' AND r.status = 'Running' AND r.target_id = o.target_id) ORDER BY o.target_id, o.priority, o.scheduled_at, o.id),
-	locked AS (SELECT id FROM jobs WHERE id IN (SELECT id FROM pick) AND status = 'Pending' LIMIT $2 FOR UPDATE SKIP LOCKED),
-	claimed AS (UPDATE jobs SET status = 'Running', lease_no = lease_no + 1, leased_until = now() + $3::interval, lease_run = $4, started_at = coalesce(started_at, now())
-		FROM locked WHERE jobs.id = locked.id RETURNING jobs.id, jobs.type, jobs.status, jobs.lease_no, jobs.leased_until, jobs.certificate_id, jobs.target_id, jobs.checkpoint, jobs.priority, jobs.scheduled_at),
-	noted AS (INSERT INTO job_attempts (job_id, lease_no, claimant) SELECT id, lease_no, $4 FROM claimed),
-	work AS (SELECT * FROM claimed
-		UNION ALL SELECT j.id, j.type, j.status, j.lease_no, j.leased_until, j.certificate_id, j.target_id, j.checkpoint, j.priority, j.scheduled_at FROM open o JOIN jobs j ON j.id = o.id
-			WHERE o.runner = 'agent' AND o.status = 'Running' AND o.lease_run = $4 AND $4 <> '' AND o.leased_until > now()
-		UNION ALL SELECT j.id, j.type, j.status, j.lease_no, NULL, j.certificate_id, j.target_id, j.checkpoint, j.priority, j.scheduled_at FROM open o JOIN jobs j ON j.id = o.id
-			WHERE o.status = 'AwaitingCSR' AND o.csr_deadline > now())
-	SELECT w.id, w.type, w.status, w.lease_no, extract(epoch FROM w.leased_until - now())::int AS lease_seconds, w.certificate_id, w.checkpoint,
-		c.common_name, c.sans, p.key_algorithms[1] AS key_algorithm, t.id AS target_id, t.type AS target_type, t.config, t.verify, d.desired_version_id
-	FROM work w
-		LEFT JOIN certificates c ON c.id = w.certificate_id AND w.status = 'AwaitingCSR' LEFT JOIN profiles p ON p.id = c.profile_id
-		LEFT JOIN targets t ON t.id = w.target_id AND w.status = 'Running' LEFT JOIN deployments d ON d.certificate_id = w.certificate_id AND d.target_id = t.id
-	ORDER BY w.priority, w.scheduled_at, w.id`
+// aboutSQL reads what an agent must know of the jobs that it was given. $1 the jobs.
+const aboutSQL = `SELECT j.id, coalesce(extract(epoch FROM j.leased_until - now())::int, 0) AS lease_seconds, c.common_name, c.sans, p.key_algorithms[1] AS key_algorithm,
+		t.id AS target_id, t.type AS target_type, t.config, t.verify, d.desired_version_id
+	FROM jobs j JOIN certificates c ON c.id = j.certificate_id JOIN profiles p ON p.id = c.profile_id
+		LEFT JOIN targets t ON t.id = j.target_id LEFT JOIN deployments d ON d.certificate_id = j.certificate_id AND d.target_id = j.target_id
+	WHERE j.id = ANY($1::uuid[])`
 
-type workRow struct {
+type about struct {
 	ID               id.Job
-	Type             *string
-	Status           *string
-	LeaseNo          *int64
-	LeaseSeconds     *int
-	CertificateID    id.Certificate
-	Checkpoint       json.RawMessage
-	CommonName       *string
+	LeaseSeconds     int
+	CommonName       string
 	SANs             []string
-	KeyAlgorithm     *string
+	KeyAlgorithm     string
 	TargetID         id.Target
 	TargetType       *string
 	Config           json.RawMessage
@@ -119,17 +100,31 @@ func Work(ctx context.Context, q db.Querier, p Poll) (wire.Work, error) {
 	if !busy {
 		return out, nil
 	}
-	rows, err := db.Many[workRow](ctx, q, workSQL, named, agentBatch, AgentLease, p.Run)
-	if db.Constraint(err) == "jobs_one_running_deployment" { // another poll of this agent took the target in this moment
-		rows, err = db.Many[workRow](ctx, q, workSQL, named, 0, AgentLease, p.Run)
+	jobs, err := job.ClaimPendingByAgent(ctx, q, named, job.Claim{Limit: agentBatch, Lease: AgentLease, Run: p.Run})
+	if err != nil || len(jobs) == 0 {
+		return out, err
 	}
+	known, err := aboutJobs(ctx, q, jobs)
 	if err != nil {
 		return wire.Work{}, fmt.Errorf("answering a poll: %w", err)
 	}
-	for _, r := range rows {
-		out.Jobs = append(out.Jobs, r.wire())
+	for _, j := range jobs {
+		out.Jobs = append(out.Jobs, known[j.ID].wire(j))
 	}
 	return out, nil
+}
+
+func aboutJobs(ctx context.Context, q db.Querier, jobs []job.Job) (map[id.Job]about, error) {
+	ids := make([]string, len(jobs))
+	for i, j := range jobs {
+		ids[i] = j.ID.UUID()
+	}
+	rows, err := db.Many[about](ctx, q, aboutSQL, ids)
+	known := make(map[id.Job]about, len(rows))
+	for _, r := range rows {
+		known[r.ID] = r
+	}
+	return known, err
 }
 
 // nextPoll spreads idle agents over ± 10 % of the interval.
@@ -141,19 +136,19 @@ func nextPoll(busy bool, idle time.Duration) int {
 	return max(1, int(spread*idle.Seconds()))
 }
 
-func (r workRow) wire() wire.Job {
-	j := wire.Job{ID: r.ID, Type: *r.Type, Status: *r.Status, CertificateID: r.CertificateID}
-	if j.Status == string(job.AwaitingCSR) {
-		j.CSR = &wire.CSR{CommonName: *r.CommonName, SANs: r.SANs, KeyAlgorithm: *r.KeyAlgorithm}
-		return j
+func (a about) wire(j job.Job) wire.Job {
+	out := wire.Job{ID: j.ID, Type: string(j.Type), Status: string(j.Status), CertificateID: j.CertificateID}
+	if j.Status == job.AwaitingCSR {
+		out.CSR = &wire.CSR{CommonName: a.CommonName, SANs: a.SANs, KeyAlgorithm: a.KeyAlgorithm}
+		return out
 	}
-	j.Lease, j.LeaseSeconds = *r.LeaseNo, *r.LeaseSeconds
-	j.Target = &wire.Target{ID: r.TargetID, Type: *r.TargetType, Config: r.Config, Verify: r.Verify, VersionID: r.DesiredVersionID}
+	out.Lease, out.LeaseSeconds = j.LeaseNo, a.LeaseSeconds
+	out.Target = &wire.Target{ID: a.TargetID, Type: *a.TargetType, Config: a.Config, Verify: a.Verify, VersionID: a.DesiredVersionID}
 	var cp deployCheckpoint
-	if json.Unmarshal(r.Checkpoint, &cp) == nil && cp.KeyVersion == r.DesiredVersionID {
-		j.Target.Key = cp.Key
+	if json.Unmarshal(j.Checkpoint, &cp) == nil && cp.KeyVersion == a.DesiredVersionID {
+		out.Target.Key = cp.Key
 	}
-	return j
+	return out
 }
 
 func foreignAgent() error {

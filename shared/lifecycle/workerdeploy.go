@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"certctl/shared/agent"
 	"certctl/shared/cert"
@@ -107,10 +108,16 @@ func sealTo(jwk string, plain []byte) (string, error) {
 	return jwe.CompactSerialize()
 }
 
+// How long a worker without drivers leaves a deployment to others, and when that is given up.
+const (
+	leaveToOthers    = 15 * time.Second
+	giveUpDeployment = 24 * time.Hour
+)
+
 // deployHere deploys to a target that this host reaches by itself.
 func (h *House) deployHere(ctx context.Context, l *job.Lease, w wantedNow) error {
-	if h.Targets == nil {
-		return fault.New(fault.NotImplemented, "This worker deploys to no targets of its own: give the target an agent_id.")
+	if h.Targets == nil { // one that has drivers may run beside this one; where none does, the reason stands on the job
+		return l.Postpone(ctx, h.Pool, leaveToOthers, giveUpDeployment, errors.New("this worker deploys to no targets of its own: run certctl serve, or give the target an agent_id"))
 	}
 	der, err := h.openLeafKey(ctx, w.version)
 	if err != nil {
